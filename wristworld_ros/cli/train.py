@@ -1,0 +1,66 @@
+"""``wristworld train``: the networks of the shipped model, on simulated shards."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from wristworld_ros.errors import WristWorldError
+
+HELP = "train autoencoder, stage1 or stage2 on simulated shards"
+
+#: Defaults that differ by network: steps, batch size, learning rate.
+DEFAULTS = {
+    "autoencoder": (2500, 16, 1e-3),
+    "stage1": (4000, 8, 4e-4),
+    "stage2": (6000, 16, 5e-4),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("network", choices=sorted(DEFAULTS))
+    parser.add_argument("--shards", type=Path, required=True, help="folder of training shards")
+    parser.add_argument("--val", type=Path, required=True, help="folder of validation shards")
+    parser.add_argument("--work", type=Path, required=True, help="checkpoints, log and curves")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the trained weights")
+    parser.add_argument("--steps", type=int, help="optimiser steps")
+    parser.add_argument("--minutes", type=float, default=0.0, help="wall-time limit; 0: none")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stage1", type=Path, help="stage2: weights of stage 1")
+    parser.add_argument("--autoencoder", type=Path, help="stage2: weights of the autoencoder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; a killed run continues from its last checkpoint when started again."""
+    from wristworld_ros.training.loop import LoopConfig
+
+    steps, batch_size, rate = DEFAULTS[args.network]
+    loop = LoopConfig(
+        steps=args.steps or steps,
+        batch_size=args.batch_size or batch_size,
+        learning_rate=args.learning_rate or rate,
+        minutes=args.minutes,
+        seed=args.seed,
+    )
+    if args.network == "stage1":
+        from wristworld_ros.training.stage1 import train_stage1
+
+        scores = train_stage1(args.shards, args.val, args.work, args.out, loop)
+    elif args.network == "autoencoder":
+        from wristworld_ros.training.autoencoder import train_autoencoder
+
+        scores = train_autoencoder(args.shards, args.val, args.work, args.out, loop)
+    else:
+        from wristworld_ros.training.stage2 import train_stage2
+
+        if args.stage1 is None or args.autoencoder is None:
+            raise WristWorldError("train stage2 needs --stage1 and --autoencoder (trained weights)")
+        scores = train_stage2(
+            args.shards, args.val, args.work, args.out, loop, args.stage1, args.autoencoder
+        )
+    print(json.dumps(scores, indent=2))
+    return 0

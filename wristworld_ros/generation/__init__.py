@@ -1,0 +1,8 @@
+"""Stage 2: condition maps, anchor views and text to the wrist picture.
+
+May import ``reconstruction``, ``geometry``, ``runtime``, ``types`` and ``errors``.
+"""
+
+from wristworld_ros.compat import repair_torchvision
+
+repair_torchvision()  # before diffusers, transformers or open_clip import it

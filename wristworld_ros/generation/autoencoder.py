@@ -1,0 +1,85 @@
+"""The image autoencoder of stage 2: diffusers' AutoencoderDC at small size, with scaled latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderDC
+from torch import Tensor, nn
+
+from wristworld_ros.errors import InvalidInputError
+
+#: 8 x spatial compression to 16 channels, the latent shape of Wan2.1 for one frame.
+MINI_AUTOENCODER: dict[str, Any] = {
+    "in_channels": 3,
+    "latent_channels": 16,
+    "attention_head_dim": 16,
+    "encoder_block_types": "ResBlock",
+    "decoder_block_types": "ResBlock",
+    "encoder_block_out_channels": (32, 32, 64, 128),
+    "decoder_block_out_channels": (32, 32, 64, 128),
+    "encoder_layers_per_block": (0, 1, 1, 2),
+    "decoder_layers_per_block": (0, 1, 1, 2),
+    "encoder_qkv_multiscales": ((), (), (), ()),
+    "decoder_qkv_multiscales": ((), (), (), ()),
+    "upsample_block_type": "pixel_shuffle",
+    "downsample_block_type": "pixel_unshuffle",
+    "decoder_norm_types": "rms_norm",
+    "decoder_act_fns": "silu",
+    "scaling_factor": 1.0,
+}
+
+
+class Autoencoder(nn.Module):
+    """Pictures to latents of zero mean and unit deviation per channel, and back.
+
+    Attributes:
+        factor: pixels per latent cell edge.
+        channels: latent channels.
+    """
+
+    factor = 8
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.config = dict(config or MINI_AUTOENCODER)
+        self.net = AutoencoderDC(**self.config)
+        self.channels = int(self.config["latent_channels"])
+        self.latent_mean: Tensor
+        self.latent_std: Tensor
+        self.register_buffer("latent_mean", torch.zeros(self.channels))
+        self.register_buffer("latent_std", torch.ones(self.channels))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """B x 3 x H x W in [0, 1] -> B x channels x H/8 x W/8, normalised.
+
+        Raises:
+            InvalidInputError: a side is not a multiple of 8.
+        """
+        H, W = images.shape[-2:]
+        if H % self.factor or W % self.factor:
+            raise InvalidInputError(
+                f"pictures of {W} x {H} px: both sides must be multiples of {self.factor}. "
+                "Choose another size of the virtual wrist camera."
+            )
+        latents = self.net.encode(images * 2 - 1).latent
+        return (latents - self.latent_mean.view(1, -1, 1, 1)) / self.latent_std.view(1, -1, 1, 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """B x channels x h x w -> B x 3 x 8h x 8w, nominally in [0, 1], not clamped."""
+        latents = latents * self.latent_std.view(1, -1, 1, 1) + self.latent_mean.view(1, -1, 1, 1)
+        return self.net.decode(latents).sample * 0.5 + 0.5
+
+    def config_dict(self) -> dict[str, Any]:
+        """Plain values that rebuild the model."""
+        return dict(self.config)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Autoencoder:
+        """Rebuild from ``config_dict``; lists become tuples again."""
+        return cls({k: _tuples(v) for k, v in config.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

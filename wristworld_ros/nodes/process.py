@@ -1,0 +1,91 @@
+"""What a node's process needs before, around and after ``spin``: memory, DDS profile, shutdown."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Callable, MutableMapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wristworld_ros.errors import InvalidInputError, WristWorldError
+
+if TYPE_CHECKING:
+    from wristworld_ros.nodes.base import WristNode
+
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+PROFILE_NAME = "fastdds_large_messages.xml"
+
+# glibc's mallopt parameters: large buffers stay on the heap instead of being mapped and unmapped
+# for every image, which halves the latency of raw images.
+_MALLOPT = {-3: 64 << 20, -1: 256 << 20, -2: 32 << 20}
+
+
+def config_file(name: str) -> Path:
+    """A file of config/, in the source tree or in the installed share folder.
+
+    Raises:
+        InvalidInputError: there is no such file.
+    """
+    folders = [Path(__file__).resolve().parents[2] / "config"]
+    with contextlib.suppress(Exception):  # no ament index, or the package is not in it
+        from ament_index_python.packages import get_package_share_directory
+
+        folders.append(Path(get_package_share_directory("wristworld_ros")) / "config")
+    folders.append(Path(sys.prefix) / "share" / "wristworld_ros" / "config")
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise InvalidInputError(
+        f"{name} is in none of {', '.join(map(str, folders))}. Install the package completely."
+    )
+
+
+def dds_environment(environment: MutableMapping[str, str] | None = None) -> dict[str, str]:
+    """Variables that make Fast DDS carry large messages; empty when the user has set a profile."""
+    environment = os.environ if environment is None else environment
+    if any(environment.get(name) for name in PROFILE_VARIABLES):
+        return {}
+    return dict.fromkeys(PROFILE_VARIABLES, str(config_file(PROFILE_NAME)))
+
+
+def prepare_process() -> None:
+    """Set allocator and DDS profile; has to run before ``rclpy.init``."""
+    os.environ.update(dds_environment())
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in _MALLOPT.items():
+            mallopt(parameter, value)
+
+
+def run_node(factory: Callable[[], WristNode], args: Sequence[str] | None = None) -> int:
+    """Spin one node until a signal ends it; returns the exit code.
+
+    0 after a signal, 2 when the parameters are wrong (with one line on stderr).
+    """
+    prepare_process()
+    import rclpy
+    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+
+    rclpy.init(args=args)
+    node = None
+    executor = SingleThreadedExecutor()
+    try:
+        node = factory()
+        executor.add_node(node)
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except WristWorldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if node is not None:
+            node.close()
+            executor.remove_node(node)
+            node.destroy_node()
+        executor.shutdown()
+        rclpy.try_shutdown()
+    return 0

@@ -1,0 +1,425 @@
+"""Stage 1 as a node: anchor images and calibration in, wrist pose, cloud and condition map out.
+
+Subscribed: ``<camera>/image_raw[/compressed]``, ``<camera>/camera_info``, optional
+``<camera>/depth/image_raw``, ``/tf``, ``/tf_static``, ``joint_states``, ``instruction``.
+Published: ``wrist/estimate``, ``wrist/points`` (only while someone listens),
+``wrist/condition/image``, ``wrist/condition/mask``, ``wrist/condition/camera_info``, ``/tf``,
+``/diagnostics``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from sensor_msgs.msg import CameraInfo, Image, JointState, PointCloud2
+from tf2_msgs.msg import TFMessage
+
+from wristworld_ros.data.messages import (
+    camera_info_fields,
+    decode_joint_state,
+    header_fields,
+    image_fields,
+    point_cloud_fields,
+    pose_fields,
+    stamp_to_ns,
+    tf_fields,
+    transform_fields,
+)
+from wristworld_ros.errors import InvalidInputError, TransformLookupError
+from wristworld_ros.geometry.camera import camera_from_ros_k
+from wristworld_ros.msg import WristEstimate as WristEstimateMessage
+from wristworld_ros.nodes import qos
+from wristworld_ros.nodes.base import Refusal, WristNode
+from wristworld_ros.nodes.cameras import CameraInfoInput, CameraInputs, CameraSet
+from wristworld_ros.nodes.conversions import fill
+from wristworld_ros.nodes.instruction import InstructionInput
+from wristworld_ros.nodes.models import check_device, limit_threads
+from wristworld_ros.nodes.monitoring import ERROR, OK, WARN, InputMonitor
+from wristworld_ros.nodes.parameters import ReconstructionParameters
+from wristworld_ros.nodes.process import run_node
+from wristworld_ros.nodes.transforms import TransformListener
+from wristworld_ros.types import (
+    AnchorFrame,
+    AnchorView,
+    CameraModel,
+    FloatArray,
+    Reconstruction,
+)
+
+M = WristEstimateMessage
+_SOURCES = {
+    "kinematic": M.SOURCE_KINEMATIC,
+    "learned": M.SOURCE_LEARNED,
+    "fused": M.SOURCE_FUSED,
+}
+
+
+def wrist_camera_from_parameters(p: ReconstructionParameters) -> CameraModel | None:
+    """The virtual wrist camera that the ``wrist_*`` parameters describe, None when they do not.
+
+    Raises:
+        InvalidInputError: the parameters are set in part.
+    """
+    if p.wrist_fx == p.wrist_fov_y == 0:
+        if p.wrist_width or p.wrist_height:
+            raise InvalidInputError(
+                f"wrist_width={p.wrist_width} and wrist_height={p.wrist_height} px are set without "
+                "a focal length; set wrist_fov_y [rad] or wrist_fx [px] too, or neither."
+            )
+        return None
+    if not (p.wrist_width and p.wrist_height):
+        raise InvalidInputError(
+            f"the virtual wrist camera has a focal length but a size of {p.wrist_width} x "
+            f"{p.wrist_height} px; set wrist_width and wrist_height."
+        )
+    if p.wrist_fx == 0:
+        return CameraModel.from_fov(p.wrist_fov_y, p.wrist_width, p.wrist_height)
+    cx = p.wrist_cx if p.wrist_cx >= 0 else (p.wrist_width - 1) / 2
+    cy = p.wrist_cy if p.wrist_cy >= 0 else (p.wrist_height - 1) / 2
+    k = [p.wrist_fx, 0.0, cx, 0.0, p.wrist_fy or p.wrist_fx, cy, 0.0, 0.0, 1.0]
+    return camera_from_ros_k(k, p.wrist_width, p.wrist_height)
+
+
+class ReconstructionNode(WristNode[CameraSet]):
+    """Lifecycle node around ``Reconstructor``."""
+
+    def __init__(self, **node_arguments: object) -> None:
+        super().__init__(ReconstructionParameters, **node_arguments)
+
+    # --- lifecycle --------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Weights, virtual camera, publishers."""
+        p = self.parameters
+        check_device(p.device)
+        limit_threads(p.threads)
+        self._given_wrist_camera = wrist_camera_from_parameters(p)
+        from wristworld_ros.reconstruction import Reconstructor
+
+        self._reconstructor = Reconstructor.from_pretrained(
+            p.model_path or None,
+            pose_source=p.pose_source,
+            wrist_camera=self._given_wrist_camera,
+            device=p.device,
+        )
+        images = qos.image(p.output_reliability)
+        self.advertise("wrist/estimate", M, qos.state())
+        self.advertise("wrist/points", PointCloud2, images)
+        self.advertise("wrist/condition/image", Image, images)
+        self.advertise("wrist/condition/mask", Image, images)
+        self.advertise("wrist/condition/camera_info", CameraInfo, images)
+        if p.publish_tf:
+            self.advertise("/tf", TFMessage, qos.tf())
+
+    def abandon(self) -> int:
+        """Sets that lack an image of another camera."""
+        return self._cameras.waiting
+
+    def unload(self) -> None:
+        """Release the weights."""
+        self._reconstructor = None
+
+    def listen(self) -> None:
+        """Cameras, their calibration, TF, joints, instruction."""
+        p = self.parameters
+        self._transform_error = ""
+        self._connected: set[str] = set()
+        self._calibration_deadline = time.monotonic() + p.calibration_timeout
+        self._tf = TransformListener(p.virtual_frame, self._note_transform_error)
+        strict = p.pose_source in ("kinematic", "fused")
+        for topic, profile, static in (
+            ("/tf_static", qos.tf_static(), True),
+            ("/tf", qos.tf(), False),
+        ):
+            monitor = InputMonitor(
+                topic, "tf2_msgs/msg/TFMessage", profile, "transforms", required=False, once=static
+            )
+            self.subscribe(monitor, TFMessage, self._tf_receiver(static))
+        self._infos = {
+            camera: CameraInfoInput(
+                self,
+                f"{camera}/camera_info",
+                f"calibration of camera '{camera}'",
+                required=strict,
+            )
+            for camera in p.cameras
+        }
+        self._wrist_info = None
+        if p.wrist_camera_info_topic:
+            self._wrist_info = CameraInfoInput(
+                self,
+                p.wrist_camera_info_topic,
+                "calibration of the virtual wrist camera",
+                required=True,
+            )
+        self._joints: dict[str, float] | None = None
+        self.subscribe(
+            InputMonitor(
+                "joint_states",
+                "sensor_msgs/msg/JointState",
+                qos.image("best_effort"),
+                "joint positions",
+                required=False,
+            ),
+            JointState,
+            self._receive_joints,
+        )
+        self._instruction = InstructionInput(self)
+        self._cameras = CameraInputs(self, self.submit, lambda: None, depth=p.use_depth)
+
+    # --- inputs -----------------------------------------------------------------------------------
+
+    def _tf_receiver(self, static: bool):  # noqa: ANN202
+        def receive(message: TFMessage) -> int:
+            self._tf.add(message, static)
+            stamps = [stamp_to_ns(t.header.stamp, "/tf") for t in message.transforms]
+            return max(stamps, default=0)
+
+        return receive
+
+    def _receive_joints(self, message: JointState) -> int:
+        self._joints = decode_joint_state(message, "joint_states")
+        return stamp_to_ns(message.header.stamp, "joint_states")
+
+    def _note_transform_error(self, text: str) -> None:
+        self._transform_error = text
+        self.events.add("transforms_refused")
+
+    # --- work -------------------------------------------------------------------------------------
+
+    def process(self, item: CameraSet) -> None:
+        """One synchronised set of images -> estimate, condition map, TF."""
+        started = time.monotonic()
+        frame = self._anchor_frame(item)
+        waited = time.monotonic() - started
+        assert self._reconstructor is not None
+        result = self._reconstructor(frame)
+        _check_finite(result)
+        stages = {"wait_for_transforms": waited, **result.latency}
+        begun = time.monotonic()
+        self._publish_result(result, item, stages)
+        latency = time.monotonic() - item.arrival
+        stages["publish"] = time.monotonic() - begun
+        self.frames.published(stages, latency)
+
+    def _anchor_frame(self, item: CameraSet) -> AnchorFrame:
+        p = self.parameters
+        T_world_wrist = self._pose(p.wrist_frame, item.stamp_ns, "the wrist camera's mount",
+                                   needed=p.pose_source in ("kinematic", "fused"),
+                                   wanted=p.pose_source != "learned")  # fmt: skip
+        views = []
+        for name in p.cameras:
+            image = item.frames[name]
+            camera = self._calibration(name)
+            T_world_camera = self._pose(
+                image.frame_id,
+                image.stamp_ns,
+                f"camera '{name}'",
+                needed=p.pose_source in ("kinematic", "fused"),
+                wanted=True,
+            )
+            depth = item.depth[name].image if name in item.depth else None
+            views.append(
+                AnchorView(name, image.image, image.stamp_ns, camera, T_world_camera, depth)
+            )
+        return AnchorFrame(
+            stamp_ns=item.stamp_ns,
+            views=tuple(views),
+            T_world_wrist=T_world_wrist,
+            wrist_camera=self._wrist_camera(),
+            instruction=self._instruction.text,
+            world_frame=p.world_frame,
+            joints=self._joints,
+        )
+
+    def _waiting(self) -> bool:
+        """Whether calibration that has not come yet may still come."""
+        return time.monotonic() < self._calibration_deadline
+
+    def _calibration(self, name: str) -> CameraModel | None:
+        info = self._infos[name]
+        if info.error:
+            raise Refusal("invalid_camera_info", M.ERROR_CALIBRATION, info.error)
+        strict = self.parameters.pose_source in ("kinematic", "fused")
+        if info.camera is None and (strict or (not info.known and self._waiting())):
+            state = "says that it is not calibrated (K is zero)" if info.known else "has not come"
+            raise Refusal(
+                "no_camera_info",
+                M.ERROR_CALIBRATION,
+                f"camera_info of camera '{name}' {state}. Publish it on {name}/camera_info, or set "
+                "pose_source to learned to go without.",
+            )
+        return info.camera
+
+    def _wrist_camera(self) -> CameraModel | None:
+        info = self._wrist_info
+        if info is None:
+            return self._given_wrist_camera
+        if info.camera is None:
+            raise Refusal(
+                "no_wrist_camera_info",
+                M.ERROR_CALIBRATION,
+                info.error
+                or f"no calibrated camera_info has come on {info.topic}. Publish it, or "
+                "set wrist_width, wrist_height and wrist_fov_y and leave wrist_camera_info_topic "
+                "empty.",
+            )
+        return info.camera
+
+    def _pose(
+        self, frame: str, stamp_ns: int, role: str, *, needed: bool, wanted: bool
+    ) -> FloatArray | None:
+        """``T_world_<frame>`` at a stamp, or None when it may be done without.
+
+        A frame that was connected once has to stay so: a late transform is waited for and then
+        refused, so that the world frame does not change from one picture to the next.
+        """
+        if not wanted:
+            return None
+        p = self.parameters
+        must = needed or self._waiting() or frame in self._connected
+        worker = self.worker
+        try:
+            if not frame:
+                raise TransformLookupError(
+                    f"the image of {role} has an empty frame_id, so its pose cannot be looked up. "
+                    "Set frame_id in the driver."
+                )
+            T = self._tf.wait_for(
+                p.world_frame,
+                frame,
+                stamp_ns,
+                p.tf_timeout if must else 0.0,
+                worker.stopping if worker else None,
+            )
+        except TransformLookupError as error:
+            text = f"pose of {role}: {error}"
+            self._note_transform_error(text)
+            if must:
+                raise Refusal("no_transform", M.ERROR_TRANSFORM, text) from error
+            return None
+        self._connected.add(frame)
+        return T
+
+    # --- outputs ----------------------------------------------------------------------------------
+
+    def _publish_result(
+        self, result: Reconstruction, item: CameraSet, stages: dict[str, float]
+    ) -> None:
+        p, stamp, estimate = self.parameters, result.stamp_ns, result.estimate
+        virtual = p.virtual_frame
+        condition = result.condition
+        if p.publish_tf:
+            transform = transform_fields(estimate.T_world_wrist, stamp, result.world_frame, virtual)
+            self.publish("/tf", fill(TFMessage(), tf_fields([transform])))
+        mask = condition.mask.astype(np.uint8) * np.uint8(255)
+        self.publish(
+            "wrist/condition/camera_info",
+            fill(CameraInfo(), camera_info_fields(condition.camera, stamp, virtual)),
+        )
+        self.publish(
+            "wrist/condition/mask", fill(Image(), image_fields(mask, "mono8", stamp, virtual))
+        )
+        self.publish(
+            "wrist/condition/image",
+            fill(Image(), image_fields(condition.image, "rgb8", stamp, virtual)),
+        )
+        if self.wanted("wrist/points"):
+            cloud = point_cloud_fields(result.cloud, stamp, result.world_frame)
+            self.publish("wrist/points", fill(PointCloud2(), cloud))
+        fields = {
+            "header": header_fields(stamp, result.world_frame),
+            "child_frame_id": virtual,
+            "pose": {
+                "pose": pose_fields(estimate.T_world_wrist),
+                "covariance": np.asarray(estimate.covariance, np.float64).reshape(36),
+            },
+            "source": _SOURCES[estimate.source],
+            "confidence": float(estimate.confidence),
+            "coverage": float(estimate.coverage),
+            "point_count": int(estimate.point_count),
+            "front_facing_fraction": float(estimate.front_facing_fraction),
+            "reprojection_error": float(estimate.reprojection_error),
+            "latency": time.monotonic() - item.arrival,
+            "latency_stages": list(stages),
+            "latency_seconds": np.array(list(stages.values()), np.float32),
+        }
+        self.publish("wrist/estimate", fill(M(), fields))
+
+    def refused(self, item: CameraSet, refusal: Refusal) -> None:
+        """Say on wrist/estimate that there is none for this stamp, and why."""
+        fields = {
+            "header": header_fields(item.stamp_ns, self.parameters.world_frame),
+            "child_frame_id": self.parameters.virtual_frame,
+            "source": M.SOURCE_NONE,
+            "reprojection_error": float("nan"),
+            "latency": time.monotonic() - item.arrival,
+            "error_code": refusal.code,
+            "error_message": str(refusal),
+        }
+        self.publish("wrist/estimate", fill(M(), fields))
+
+    # --- diagnostics ------------------------------------------------------------------------------
+
+    def components(self) -> list[DiagnosticStatus]:
+        """Transforms, and dropped images per camera."""
+        p = self.parameters
+        missing = [
+            name
+            for name in (p.wrist_frame, *(self._infos[c].frame_id for c in p.cameras))
+            if name and name not in self._connected
+        ]
+        values = {
+            "received": self._tf.received,
+            "time_jumps": self._tf.time_jumps,
+            "connected": ", ".join(sorted(self._connected)) or "none",
+        }
+        level, text = OK, f"{len(self._connected)} frames connected to {p.world_frame}"
+        if missing and self._transform_error:
+            level = WARN if p.pose_source in ("auto", "learned") else ERROR
+            text = f"{self._transform_error} Not connected: {', '.join(missing)}."
+            if level == WARN and not self._waiting():
+                text += " Going on without this calibration (pose_source is not kinematic)."
+        drops = self._cameras.drops_by_camera()
+        held_up_by = self._cameras.sync.missing()
+        return [
+            self._status("transforms", level, text, values),
+            self._status(
+                "synchronisation",
+                OK,
+                f"{self._cameras.sync.emitted} sets"
+                + (f", waiting for {', '.join(held_up_by)}" if held_up_by else ""),
+                drops,
+            ),
+        ]
+
+
+def _check_finite(result: Reconstruction) -> None:
+    """Refuse a result with NaN or infinity in what is published."""
+    estimate = result.estimate
+    values = (
+        estimate.T_world_wrist,
+        estimate.covariance,
+        [estimate.confidence, estimate.coverage, estimate.front_facing_fraction],
+        result.cloud.points,
+        result.condition.depth,
+    )
+    if not all(np.isfinite(v).all() for v in values):
+        raise Refusal(
+            "not_finite",
+            M.ERROR_NOT_FINITE,
+            "the reconstruction holds NaN or infinite values and was withheld. Check exposure and "
+            "calibration of the anchor cameras.",
+        )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point of the executable ``reconstruction_node``."""
+    return run_node(ReconstructionNode, args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

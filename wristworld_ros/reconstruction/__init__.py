@@ -1,0 +1,4 @@
+"""Stage 1: anchor views to wrist pose, point cloud and condition map.
+
+May import ``geometry``, ``runtime``, ``types`` and ``errors``.
+"""

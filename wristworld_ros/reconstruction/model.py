@@ -1,0 +1,110 @@
+"""The stage-1 network: backbone, camera head, depth head and wrist head."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wristworld_ros.reconstruction.backbone import (
+    Backbone,
+    BackboneConfig,
+    base_plane_depth,
+)
+from wristworld_ros.reconstruction.heads import CameraHead, DepthHead, WristHead
+
+
+@dataclass(frozen=True)
+class Stage1Output:
+    """Predictions; pose lists hold one entry per refinement iteration, the last one is best.
+
+    Attributes:
+        depth, confidence: B x V x H x W [m], and VGGT's confidence (>= 1).
+        cameras: B x V x 9 pose encodings of the anchors.
+        wrist: B x 9 pose encodings of the wrist camera.
+    """
+
+    depth: Tensor
+    confidence: Tensor
+    cameras: list[Tensor]
+    wrist: list[Tensor]
+
+
+class Stage1Model(nn.Module):
+    """Anchor images to depth, anchor cameras and the wrist camera; world = first anchor."""
+
+    def __init__(self, config: BackboneConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or BackboneConfig()
+        self.backbone = Backbone(self.config)
+        self.camera_head = CameraHead(self.config)
+        self.depth_head = DepthHead(self.config)
+        self.wrist_head = WristHead(self.config)
+
+    def forward(
+        self,
+        images: Tensor,
+        K: Tensor | None = None,
+        T_world_camera: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Stage1Output:
+        """Predict from images, and from calibration where it is known.
+
+        Args:
+            images: B x V x 3 x H x W in [0, 1].
+            K: B x V x 3 x 3 [px of ``images``].
+            T_world_camera: B x V x 4 x 4 poses in the robot's base frame (z up, metres).
+            known: B x 2 bool: intrinsics known, extrinsics known (only with intrinsics).
+        """
+        rays = plane = None
+        if K is not None and known is not None:
+            H, W = images.shape[-2:]
+            p = self.config.patch_size
+            rays = pixel_rays(K, (H // p, W // p), p)
+            if T_world_camera is not None:
+                dense = pixel_rays(K, (H, W), 1)
+                directions = torch.einsum(
+                    "bvij,bvhwj->bvhwi", T_world_camera[..., :3, :3].to(dense), dense
+                )
+                origins = T_world_camera[:, :, None, None, :3, 3].to(dense).expand_as(directions)
+                plane = base_plane_depth(origins, directions)[..., 0]
+                plane = plane * known[:, 1, None, None, None]
+        features = self.backbone(images, rays, T_world_camera, known)
+        depth, confidence = self.depth_head(features, plane)
+        return Stage1Output(
+            depth, confidence, self.camera_head(features), self.wrist_head(features)
+        )
+
+    def config_dict(self) -> dict[str, Any]:
+        """Plain values that rebuild the model by ``from_config``."""
+        return asdict(self.config)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Stage1Model:
+        """Rebuild from ``config_dict``; lists become tuples again."""
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        return cls(BackboneConfig(**values))
+
+
+def pixel_rays(K: Tensor, grid: tuple[int, int], cell: int) -> Tensor:
+    """Rays with z = 1 through the centres of a grid of square cells.
+
+    Args:
+        K: ... x 3 x 3 [px].
+        grid: (h, w) cells.
+        cell: edge of a cell [px].
+
+    Returns:
+        ... x h x w x 3 in the camera frame.
+    """
+    h, w = grid
+    v, u = torch.meshgrid(
+        (torch.arange(h, device=K.device) + 0.5) * cell,
+        (torch.arange(w, device=K.device) + 0.5) * cell,
+        indexing="ij",
+    )
+    x = (u - K[..., 0, 2, None, None]) / K[..., 0, 0, None, None]
+    y = (v - K[..., 1, 2, None, None]) / K[..., 1, 1, None, None]
+    return torch.stack([x, y, torch.ones_like(x)], -1)

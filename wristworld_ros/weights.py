@@ -1,0 +1,121 @@
+"""Weight files: bf16 safetensors with a config.json beside it; loading is strict or fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from wristworld_ros.errors import WeightsError
+
+FILE, CONFIG = "model.safetensors", "config.json"
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def save_weights(
+    folder: Path,
+    model: nn.Module,
+    config: dict[str, Any],
+    info: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> str:
+    """Write ``model.safetensors`` and ``config.json``, each atomically; return the sha256.
+
+    Args:
+        folder: made if missing.
+        model: its whole state dict is stored; floating tensors as ``dtype``.
+        config: what rebuilds the model.
+        info: training command, seed, scores and the like.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        k: (v.to(dtype) if v.is_floating_point() else v).detach().cpu().contiguous()
+        for k, v in model.state_dict().items()
+    }
+    partial = folder / (FILE + ".partial")
+    save_file(state, partial)
+    digest = sha256_of(partial)
+    os.replace(partial, folder / FILE)
+    document = {"class": type(model).__name__, "config": config, "sha256": digest, **(info or {})}
+    partial = folder / (CONFIG + ".partial")
+    partial.write_text(json.dumps(document, indent=2) + "\n")
+    os.replace(partial, folder / CONFIG)
+    return digest
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a weight folder.
+
+    Raises:
+        WeightsError: missing or not valid JSON.
+    """
+    path = folder / CONFIG
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise WeightsError(
+            f"no weights at {folder}: {CONFIG} is missing. Give the folder of a trained model, or "
+            "reinstall the package to get the shipped one back."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path} is not valid JSON ({error}). Restore it.") from None
+    if not isinstance(document, dict) or not {"class", "config", "sha256"} <= set(document):
+        raise WeightsError(f"{path} lacks 'class', 'config' or 'sha256'. Restore it.")
+    return document
+
+
+def load_weights(folder: Path, model: nn.Module) -> str:
+    """Fill ``model`` from ``folder``, every key and shape strictly; return the sha256.
+
+    Raises:
+        WeightsError: the file is missing, truncated, altered (sha256 against config.json), does
+            not fit the model, or holds values that are not finite.
+    """
+    expected = read_config(folder)["sha256"]
+    path = folder / FILE
+    if not path.is_file():
+        raise WeightsError(f"no weights at {path}: the file is missing. Restore or retrain it.")
+    digest = sha256_of(path)
+    if digest != expected:
+        raise WeightsError(
+            f"{path} is truncated or altered: its sha256 is {digest[:16]}..., config.json says "
+            f"{str(expected)[:16]}... ({path.stat().st_size} bytes). Restore the file "
+            "(git checkout, or reinstall)."
+        )
+    try:
+        state = load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise WeightsError(f"{path} is not a safetensors file ({error}). Restore it.") from None
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in own.keys() & state.keys()
+        if own[k].shape != state[k].shape
+    ]
+    if missing or extra or wrong:
+        raise WeightsError(
+            f"{path} does not fit {type(model).__name__}: {len(missing)} keys missing "
+            f"{missing[:3]}, {len(extra)} unknown {extra[:3]}, {len(wrong)} of wrong shape "
+            f"{wrong[:3]}. Use the weights that belong to this configuration."
+        )
+    bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad:
+        raise WeightsError(f"{path} holds values that are not finite in {bad[:3]}. Retrain it.")
+    model.load_state_dict(state, strict=True)
+    return digest
