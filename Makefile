@@ -7,7 +7,7 @@ ROS    ?= jazzy
 OUT    ?= out/demo
 
 PY     := $(VENV)/bin/python
-PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
+PIP    := $(PY) -m pip install -qq --disable-pip-version-check
 CMAKE  := $(VENV)/bin/cmake
 PREFIX := $(abspath $(VENV))
 DONE   := $(VENV)/done

@@ -87,6 +87,8 @@ def write_scene(
                 model = WRIST_CAMERA if name == "wrist_true" else CAMERA
                 at = stamp + (0 if name == "wrist_true" else i * skew_ns)
                 frame_id = f"{name}_optical_frame"
+                if name == "wrist_true":
+                    frame_id = "wrist_camera_optical_frame"
                 info = camera_info_fields(model, at, frame_id)
                 if camera_k is not None and i == 0:
                     info["k"] = camera_k

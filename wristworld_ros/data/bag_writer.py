@@ -117,15 +117,31 @@ class BagWriter:
 
     # --- topics -----------------------------------------------------------------------------------
 
-    def add_topic(self, topic: str, msgtype: str, qos: str = "state") -> None:
+    def add_topic(
+        self,
+        topic: str,
+        msgtype: str,
+        qos: str = "state",
+        *,
+        extra: Mapping[str, str] | None = None,
+        beside: bool = False,
+    ) -> None:
         """Declare a topic that ``write`` shall fill; a name in ``QOS`` says how it is offered.
+
+        Args:
+            extra: string pairs to store with the topic.
+            beside: where the topic has been copied from another bag, write beside its publishers
+                with the same quality of service.
 
         Raises:
             BagError: the topic exists already.
         """
-        if any(c.topic == topic for c in self._connections):
+        same = next((c for c in self._connections if c.topic == topic), None)
+        if same is not None and not beside:
             raise BagError(f"topic '{topic}' is in this bag already. Choose another name.")
         profiles = yaml.safe_dump([qos_profile(qos, self._version)], sort_keys=False).strip()
+        if same is not None:
+            profiles = same.metadata.get("offered_qos_profiles", profiles)
         self._ids[topic] = self.add_connection(
             Connection(
                 topic,
@@ -136,6 +152,7 @@ class BagWriter:
                 {
                     "offered_qos_profiles": profiles,
                     "topic_type_hash": self.types.type_hash(msgtype),
+                    **(extra or {}),
                 },
             )
         )
@@ -215,26 +232,27 @@ class BagWriter:
         }
         # the file carries its final name before it has it
         name = f"{self.path.name}_0.mcap" if self._folder else self.path.name
-        topics = []
+        topics: dict[str, dict[str, Any]] = {}
         for i, connection in enumerate(self._connections, 1):
+            if connection.topic in topics:  # several publishers of one topic
+                topics[connection.topic]["message_count"] += counts[i]
+                continue
             profiles: Any = connection.metadata.get("offered_qos_profiles", "")
-            topics.append(
-                {
-                    "topic_metadata": {
-                        "name": connection.topic,
-                        "type": connection.msgtype,
-                        "serialization_format": connection.serialization,
-                        "offered_qos_profiles": connection.qos if self._version >= 9 else profiles,
-                        "type_description_hash": connection.metadata.get("topic_type_hash", ""),
-                    },
-                    "message_count": counts[i],
-                }
-            )
+            topics[connection.topic] = {
+                "topic_metadata": {
+                    "name": connection.topic,
+                    "type": connection.msgtype,
+                    "serialization_format": connection.serialization,
+                    "offered_qos_profiles": connection.qos if self._version >= 9 else profiles,
+                    "type_description_hash": connection.metadata.get("topic_type_hash", ""),
+                },
+                "message_count": counts[i],
+            }
         return {
             "version": self._version,
             "storage_identifier": "mcap",
             **span,
-            "topics_with_message_count": topics,
+            "topics_with_message_count": list(topics.values()),
             "compression_format": "",
             "compression_mode": "",
             "relative_file_paths": [name],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from rosbags.typesys.base import TypesysError
 
 from wristworld_ros.data.messages import Fields
 from wristworld_ros.errors import BagError, InvalidInputError
+from wristworld_ros.resources import candidate_folders
 
 OWN_MESSAGES = ("WristEstimate", "GenerationStatus")
 
@@ -24,20 +23,15 @@ def own_message_folder() -> Path:
     """Folder with this package's .msg files: the source tree's, or the one that was installed.
 
     Raises:
-        BagError: neither exists.
+        BagError: there is none.
     """
-    here = Path(__file__).resolve()
-    prefixes = [Path(p) for p in os.environ.get("AMENT_PREFIX_PATH", "").split(":") if p]
-    candidates = [here.parents[2] / "msg"]
-    candidates += [
-        p / "share" / "wristworld_ros" / "msg" for p in (*here.parents, Path(sys.prefix), *prefixes)
-    ]
-    for folder in candidates:
+    searched = candidate_folders("msg")
+    for folder in searched:
         if all((folder / f"{name}.msg").is_file() for name in OWN_MESSAGES):
             return folder
     raise BagError(
-        f"{OWN_MESSAGES[0]}.msg was found neither beside the package ({candidates[0]}) nor under "
-        f"share/wristworld_ros/msg of {sys.prefix}. Install the package again."
+        f"{OWN_MESSAGES[0]}.msg was not found in {', '.join(map(str, searched))}. "
+        "Install the package again."
     )
 
 

@@ -74,7 +74,8 @@ class SqliteSalvage:
         try:
             # length(data) makes sqlite follow the row to its last page
             for i, topic, stamp, _ in self._database.execute(
-                "SELECT id, topic_id, timestamp, length(CAST(data AS BLOB)) FROM messages NOT INDEXED"
+                "SELECT id, topic_id, timestamp, length(CAST(data AS BLOB)) "
+                "FROM messages NOT INDEXED"
             ):
                 if topic in self.connections:
                     rows.append((stamp, i, topic))

@@ -85,16 +85,7 @@ def pixel_rays(camera: CameraModel, pixels: NDArray | None = None) -> FloatArray
         rays = pixel_rays(camera, np.stack([u, v], -1).reshape(-1, 2))
         return rays.reshape(camera.height, camera.width, 3)
     uv = np.asarray(pixels, np.float64).reshape(-1, 2)
-    K = camera.K.copy()
-    if camera.distortion_model == "none":
-        xy = (uv - K[:2, 2]) / K[[0, 1], [0, 1]]
-    else:
-        criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-12)
-        D = np.array(camera.D)
-        if camera.distortion_model == "equidistant":
-            xy = cv2.fisheye.undistortPoints(uv[:, None], K, D, criteria=criteria)[:, 0]
-        else:
-            xy = cv2.undistortPointsIter(uv[:, None], K, D, np.eye(3), np.eye(3), criteria)[:, 0]
+    xy = _undistort((uv - camera.K[:2, 2]) / camera.K[[0, 1], [0, 1]], camera)
     return np.concatenate([xy, np.ones((len(xy), 1))], 1)
 
 
@@ -142,3 +133,22 @@ def _distort(xy: FloatArray, camera: CameraModel) -> FloatArray:
         ],
         1,
     )
+
+
+def _undistort(target: FloatArray, camera: CameraModel, iterations: int = 20) -> FloatArray:
+    """Inverse of ``_distort`` by Newton's method with a numerical Jacobian."""
+    xy = target.copy()
+    if camera.distortion_model == "none":
+        return xy
+    step = 1e-6
+    for _ in range(iterations):
+        error = _distort(xy, camera) - target
+        if np.abs(error).max(initial=0.0) < 1e-12:
+            break
+        dx = (_distort(xy + [step, 0], camera) - _distort(xy - [step, 0], camera)) / (2 * step)
+        dy = (_distort(xy + [0, step], camera) - _distort(xy - [0, step], camera)) / (2 * step)
+        det = dx[:, 0] * dy[:, 1] - dx[:, 1] * dy[:, 0]
+        det = np.where(np.abs(det) < 1e-9, 1e-9, det)
+        xy[:, 0] -= (dy[:, 1] * error[:, 0] - dy[:, 0] * error[:, 1]) / det
+        xy[:, 1] -= (dx[:, 0] * error[:, 1] - dx[:, 1] * error[:, 0]) / det
+    return xy

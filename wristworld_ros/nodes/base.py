@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -53,7 +53,7 @@ _REFUSALS: tuple[tuple[type[Exception], str, int], ...] = (
     (CalibrationError, "calibration", GenerationStatus.ERROR_CALIBRATION),
     (InvalidInputError, "invalid_input", GenerationStatus.ERROR_INVALID_INPUT),
     (WeightsError, "model", GenerationStatus.ERROR_MODEL),
-    (WristWorldError, "degenerate", GenerationStatus.ERROR_DEGENERATE),
+    (WristWorldError, "model", GenerationStatus.ERROR_MODEL),
 )
 
 
@@ -136,9 +136,13 @@ class WristNode(LifecycleNode, Generic[T]):
         """How many sets of images an item holds."""
         return 1
 
+    def unmatched(self) -> int:
+        """Sets of images that wait for something that has not come (yet)."""
+        return 0
+
     def abandon(self) -> int:
         """Forget what waits outside the worker at deactivation; returns how many sets that is."""
-        return 0
+        return self.unmatched()
 
     def unload(self) -> None:
         """Release the models."""
@@ -159,6 +163,13 @@ class WristNode(LifecycleNode, Generic[T]):
         self._publishers_by_name[name] = self.create_lifecycle_publisher(
             message_type, name, profile
         )
+
+    def limit_threads(self) -> None:
+        """Give torch as many CPU threads as the parameter says; 0 leaves its own choice."""
+        import torch
+
+        if self.parameters.threads:
+            torch.set_num_threads(self.parameters.threads)
 
     def wanted(self, name: str) -> bool:
         """Whether somebody listens to an output."""
@@ -187,10 +198,14 @@ class WristNode(LifecycleNode, Generic[T]):
         self,
         monitor: InputMonitor,
         message_type: type,
-        callback: Any,
+        callback: Callable[[Any], int],
+        *more_profiles: QoSProfile,
     ) -> None:
-        """Subscribe until deactivation. ``callback(message)`` returns the stamp [ns] and may raise
-        WristWorldError: then the monitor says why the message was refused."""
+        """Subscribe until deactivation, once for each QoS profile.
+
+        ``callback(message)`` returns the stamp [ns] and may raise WristWorldError: then the
+        monitor says why the message was refused.
+        """
         monitor.topic = self.resolve_topic_name(monitor.topic)
 
         def receive(message: Any) -> None:
@@ -202,12 +217,13 @@ class WristNode(LifecycleNode, Generic[T]):
                 self.get_logger().error(traceback.format_exc(), throttle_duration_sec=10.0)
                 monitor.refuse(f"unexpected {type(error).__name__}: {error}")
             else:
-                monitor.accept(stamp or 0)
+                monitor.accept(stamp)
 
         self.inputs.append(monitor)
-        self._own_subscriptions.append(
-            self.create_subscription(message_type, monitor.topic, receive, monitor.profile)
-        )
+        for profile in (monitor.profile, *more_profiles):
+            self._own_subscriptions.append(
+                self.create_subscription(message_type, monitor.topic, receive, profile)
+            )
 
     def submit(self, item: T) -> None:
         """Give an item to the worker; the one that it replaces is dropped as superseded."""
@@ -246,6 +262,8 @@ class WristNode(LifecycleNode, Generic[T]):
         result = super().on_activate(state)
         self.worker = LatestWorker(self._work, f"{self.get_name()} worker")
         self.listen()
+        topics = ", ".join(dict.fromkeys(monitor.topic for monitor in self.inputs))
+        self.get_logger().info(f"active, listening to {topics}")
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -370,6 +388,7 @@ class WristNode(LifecycleNode, Generic[T]):
                     "qos": qos.describe(monitor.profile),
                 }
                 array.status.append(self._status(f"input {monitor.topic}", level, text, values))
+            array.status.append(self._outputs_status())
             array.status.append(self._frames_status())
             array.status.extend(self.components())
         for status in array.status:
@@ -388,14 +407,26 @@ class WristNode(LifecycleNode, Generic[T]):
         level = OK if state == "active" else WARN
         return self._status("lifecycle", level, state, {"state": state})
 
+    def _outputs_status(self) -> DiagnosticStatus:
+        values = {
+            publisher.topic_name: publisher.get_subscription_count()
+            for publisher in self._publishers_by_name.values()
+        }
+        heard = sum(1 for count in values.values() if count)
+        text = f"{heard} of {len(values)} outputs have subscribers"
+        return self._status("outputs", OK, text, values)
+
     def _frames_status(self) -> DiagnosticStatus:
         frames, drops = self.frames, self.frames.drops
         values: dict[str, object] = {
             "frames_in": frames.frames_in,
             "frames_out": frames.frames_out,
             "rate_hz": frames.rate(),
-            "waiting": frames.frames_in - frames.frames_out - sum(drops.values()),
+            "unmatched": self.unmatched(),
         }
+        values["in_work"] = (
+            frames.frames_in - frames.frames_out - sum(drops.values()) - self.unmatched()
+        )
         values |= {f"dropped {cause}": n for cause, n in sorted(drops.items())}
         for stage, (p50, p99) in frames.latencies().items():
             values |= {f"{stage} p50_ms": p50 * 1e3, f"{stage} p99_ms": p99 * 1e3}

@@ -33,12 +33,14 @@ from wristworld_ros.nodes.base import Refusal, WristNode
 from wristworld_ros.nodes.cameras import CameraInputs, CameraSet, positive_stamp
 from wristworld_ros.nodes.conversions import fill
 from wristworld_ros.nodes.instruction import InstructionInput
-from wristworld_ros.nodes.models import check_device, limit_threads
 from wristworld_ros.nodes.monitoring import ERROR, OK, InputMonitor
 from wristworld_ros.nodes.parameters import GenerationParameters
 from wristworld_ros.nodes.process import run_node
 from wristworld_ros.types import AnchorFrame, AnchorView, CameraModel, ConditionMap, WristFrame
 
+_CONDITION_CURE = "Look at the diagnostics of that node: it says which of its inputs is missing"
+#: Frames of one chunk that the next one looks at again, so that the two agree.
+CARRIED = 2
 #: A picture whose brightest value is below this is black.
 BLACK = 4
 
@@ -92,8 +94,7 @@ class GenerationNode(WristNode[list[GenerationInput]]):
     def load(self) -> None:
         """Weights and publishers."""
         p = self.parameters
-        check_device(p.device)
-        limit_threads(p.threads)
+        self.limit_threads()
         from wristworld_ros.generation import Generator
 
         self._generator = Generator.from_pretrained(
@@ -106,8 +107,12 @@ class GenerationNode(WristNode[list[GenerationInput]]):
         self.advertise("wrist/confidence", Image, images)
         self.advertise("wrist/status", M, qos.state())
 
+    def unmatched(self) -> int:
+        """Sets that lack a camera or a condition map."""
+        return self._cameras.waiting + len(self._backlog.anchors)
+
     def abandon(self) -> int:
-        """Sets that lack a camera, a condition map or the rest of their chunk."""
+        """The same, and those that lack the rest of their chunk."""
         return self._cameras.waiting + self._backlog.clear() + len(self._chunk)
 
     def unload(self) -> None:
@@ -119,6 +124,7 @@ class GenerationNode(WristNode[list[GenerationInput]]):
         self._backlog = _Backlog()
         self._chunk: list[GenerationInput] = []
         self._chunk_grew = 0.0
+        self._carried: list[tuple[ConditionMap, AnchorFrame]] = []
         self._restart = False
         self._said_waiting = False
         assert self._generator is not None
@@ -132,7 +138,8 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             kind = f"sensor_msgs/msg/{message_type.__name__}"
             role = f"{part} of the condition map, from reconstruction_node"
             profile = qos.image(self.parameters.output_reliability)
-            self.subscribe(InputMonitor(topic, kind, profile, role), message_type, receive)
+            monitor = InputMonitor(topic, kind, profile, role, cure=_CONDITION_CURE)
+            self.subscribe(monitor, message_type, receive)
         self._instruction = InstructionInput(self)
         self._cameras = CameraInputs(self, self._receive_anchors, self._time_jumped)
 
@@ -227,6 +234,7 @@ class GenerationNode(WristNode[list[GenerationInput]]):
         assert self._generator is not None
         if self._restart:
             self._restart = False
+            self._carried = []
             self._generator.reset()
         limit = self.parameters.refuse_below_coverage
         good = []
@@ -251,7 +259,10 @@ class GenerationNode(WristNode[list[GenerationInput]]):
         if self.parameters.mode == "stream":
             results = [self._generator(conditions[0], frames[0])]
         else:
-            results = self._generator.chunk(conditions, frames)
+            pairs = self._carried + list(zip(conditions, frames, strict=True))
+            together = self._generator.chunk([c for c, _ in pairs], [f for _, f in pairs])
+            results = together[len(self._carried) :]
+            self._carried = pairs[-CARRIED:]
         for one, result in zip(good, results, strict=True):
             try:
                 _check_picture(result)

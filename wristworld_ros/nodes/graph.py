@@ -16,7 +16,7 @@ import yaml
 
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.nodes.parameters import PARAMETERS, check_value
-from wristworld_ros.nodes.process import config_file
+from wristworld_ros.resources import config_file
 
 PACKAGE = "wristworld_ros"
 CONFIG = "virtual_wrist.yaml"
@@ -97,8 +97,7 @@ class NodeSpec:
         if self.namespace:
             ros += ["-r", f"__ns:=/{self.namespace}"]
         for name, value in self.parameters.items():
-            # the node's full name, so that the file's entry for this node does not win
-            ros += ["-p", f"{self.full_name}:{name}:={_yaml(value)}"]
+            ros += ["-p", f"{name}:={_yaml(value)}"]
         return [sys.executable, "-m", self.module, "--ros-args", *ros]
 
 
@@ -135,12 +134,13 @@ def build_graph(
     if not names or not set(names) <= set(NODES):
         raise InvalidInputError(f"argument nodes is {names}; need some of {', '.join(NODES)}.")
     params_file = Path(values["params_file"]) if values["params_file"] else config_file(CONFIG)
-    check_params_file(params_file)
+    namespace = values["namespace"].strip("/")
+    check_params_file(params_file, namespace)
     return [
         NodeSpec(
             executable=name,
             module=f"{PACKAGE}.nodes.{name}",
-            namespace=values["namespace"].strip("/"),
+            namespace=namespace,
             params_file=params_file.resolve(),
             parameters=_parameters(name, values, (extra or {}).get(name, {})),
             log_level=values["log_level"],
@@ -163,14 +163,15 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.strip("[] ").split(",") if part.strip()]
 
 
-def check_params_file(path: Path) -> dict[str, dict[str, Any]]:
+def check_params_file(path: Path, namespace: str = "") -> dict[str, dict[str, Any]]:
     """Read a parameter file and check every value for our nodes.
 
     Returns:
         Node -> parameters, as far as the file names them.
 
     Raises:
-        InvalidInputError: no such file, not YAML, or a value that is not allowed.
+        InvalidInputError: no such file, not YAML, a value that is not allowed, or an entry for one
+            of our nodes that ROS would ignore because the node is in another namespace.
     """
     if not path.is_file():
         raise InvalidInputError(f"parameter file {path} does not exist; give an existing one.")
@@ -184,7 +185,13 @@ def check_params_file(path: Path) -> dict[str, dict[str, Any]]:
     for key, section in document.items():
         node = str(key).rsplit("/", 1)[-1]
         if node not in PARAMETERS:
-            continue  # wildcards and other nodes
+            continue  # other nodes, and wildcards alone, which ROS checks
+        full_name = "/" + "/".join(part for part in (namespace, node) if part)
+        if str(key) != f"/**/{node}" and "/" + str(key).strip("/") != full_name:
+            raise InvalidInputError(
+                f"parameter file {path}: '{key}' does not name {full_name} and would be ignored. "
+                f"Write '/**/{node}', which fits every namespace."
+            )
         values = section.get("ros__parameters") if isinstance(section, dict) else None
         if not isinstance(values, dict):
             raise InvalidInputError(f"parameter file {path}: '{key}' has no 'ros__parameters'.")

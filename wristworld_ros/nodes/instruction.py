@@ -15,18 +15,17 @@ class InstructionInput:
     def __init__(self, node: WristNode) -> None:
         self._node = node
         self._received: str | None = None
-        # A latched subscription does not match an ordinary publisher (ros2 topic pub), and an
-        # ordinary one misses what was latched before: so both, on the same topic.
-        for profile in (qos.latched(), qos.state(1)):
-            monitor = InputMonitor(
-                "instruction",
-                "std_msgs/msg/String",
-                profile,
-                "task in words",
-                required=False,
-                once=True,
-            )
-            node.subscribe(monitor, String, self._receive)
+        monitor = InputMonitor(
+            "instruction",
+            "std_msgs/msg/String",
+            qos.state(1),
+            "task in words",
+            required=False,
+            once=True,
+        )
+        # An ordinary subscription misses what was latched before it came, a latched one does not
+        # match an ordinary publisher (ros2 topic pub): so both.
+        node.subscribe(monitor, String, self._receive, qos.latched())
 
     @property
     def text(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
 
 from wristworld_ros.nodes import qos
+from wristworld_ros.nodes.parameters import PARAMETERS
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 #: Frames over which rates and latencies are taken.
@@ -120,6 +121,7 @@ class InputMonitor:
         role: what it is, for people, e.g. ``image of camera 'anchor_0'``.
         required: a missing required input is an error, another one a hint.
         once: one message is enough (latched topics); it does not go stale.
+        cure: what to do when publishers match and nothing comes, instead of the general advice.
     """
 
     topic: str
@@ -128,6 +130,7 @@ class InputMonitor:
     role: str
     required: bool = True
     once: bool = False
+    cure: str = ""
     since: float = field(default_factory=time.monotonic)
     received: int = 0
     refused: int = 0
@@ -168,7 +171,7 @@ class InputMonitor:
             similar = sorted(
                 name
                 for name, types in node.get_topic_names_and_types()
-                if self.type_name in types and name != self.topic and node.count_publishers(name)
+                if self.type_name in types and name != self.topic and _foreign(node, name)
             )
             found = f"; topics of type {self.type_name} with publishers: {', '.join(similar)}" * (
                 bool(similar)
@@ -197,12 +200,18 @@ class InputMonitor:
                 "or change the publisher"
             )
         names = ", ".join(sorted({p.node_name for p in publishers}))
-        return (
-            f"{len(publishers)} publishers ({names}) match but nothing arrives. Check that they "
-            "are publishing (ros2 topic hz); if so, large messages get lost on the way: give the "
-            "publisher the Fast DDS profile config/fastdds_large_messages.xml, or set "
-            "input_reliability to reliable"
+        cure = self.cure or (
+            "Check that it is publishing (ros2 topic hz); if so, large messages get lost on the "
+            "way: give the publisher the Fast DDS profile config/fastdds_large_messages.xml, or "
+            "set input_reliability to reliable"
         )
+        return f"published by {names} with matching QoS, but nothing arrives. {cure}"
+
+
+def _foreign(node: Node, topic: str) -> bool:
+    """Whether somebody other than the nodes of this package publishes a topic."""
+    names = {p.node_name for p in node.get_publishers_info_by_topic(topic)}
+    return bool(names - set(PARAMETERS))
 
 
 def diagnostic(
@@ -242,7 +251,3 @@ class ProblemLog:
             else:
                 logger.warning(f"{component}: {message}")
 
-
-def worst(levels: Iterator[bytes]) -> bytes:
-    """Highest diagnostic level."""
-    return max(levels, default=OK)

@@ -103,7 +103,9 @@ class NodeParameters:
         "", "Folder of the weights; empty takes the ones shipped in models/."
     )
     device: str = parameter(
-        "cpu", "Device that torch computes on.", pattern=r"cpu|cuda(:\d+)?|mps|xpu(:\d+)?"
+        "auto",
+        "What torch computes on: auto (a GPU where there is one), cpu, cuda or cuda:N.",
+        pattern=r"auto|cpu|cuda(:\d+)?",
     )
     threads: int = parameter(
         0, "CPU threads for torch; 0 leaves torch's own choice.", limits=(0, 256)
@@ -138,7 +140,7 @@ class ReconstructionParameters(NodeParameters):
     pose_source: str = parameter(
         "auto",
         "Where the pose of the wrist camera comes from; auto takes the best that the inputs allow.",
-        choices=("auto", "kinematic", "learned", "fused"),
+        choices=("auto", "kinematic", "learned"),
     )
     use_depth: bool = parameter(False, "Also read <camera>/depth/image_raw (16UC1 mm or 32FC1 m).")
     world_frame: str = parameter(
@@ -217,8 +219,10 @@ class GenerationParameters(NodeParameters):
         choices=("stream", "chunk"),
     )
     chunk_length: int = parameter(
-        8, "Frames generated together in mode chunk.", limits=(2, 128)
-    )  # fmt: skip
+        6,
+        "New frames per chunk; the last two of the chunk before are looked at again.",
+        limits=(2, 128),
+    )
     steps: int = parameter(2, "Denoising steps per frame.", limits=(1, 100))
     seed: int = parameter(0, "Seed of the noise.", limits=(0, 2**31 - 1))
     refuse_below_coverage: float = parameter(

@@ -7,10 +7,10 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, MutableMapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wristworld_ros.errors import InvalidInputError, WristWorldError
+from wristworld_ros.errors import WristWorldError
+from wristworld_ros.resources import config_file
 
 if TYPE_CHECKING:
     from wristworld_ros.nodes.base import WristNode
@@ -21,26 +21,6 @@ PROFILE_NAME = "fastdds_large_messages.xml"
 # glibc's mallopt parameters: large buffers stay on the heap instead of being mapped and unmapped
 # for every image, which halves the latency of raw images.
 _MALLOPT = {-3: 64 << 20, -1: 256 << 20, -2: 32 << 20}
-
-
-def config_file(name: str) -> Path:
-    """A file of config/, in the source tree or in the installed share folder.
-
-    Raises:
-        InvalidInputError: there is no such file.
-    """
-    folders = [Path(__file__).resolve().parents[2] / "config"]
-    with contextlib.suppress(Exception):  # no ament index, or the package is not in it
-        from ament_index_python.packages import get_package_share_directory
-
-        folders.append(Path(get_package_share_directory("wristworld_ros")) / "config")
-    folders.append(Path(sys.prefix) / "share" / "wristworld_ros" / "config")
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    raise InvalidInputError(
-        f"{name} is in none of {', '.join(map(str, folders))}. Install the package completely."
-    )
 
 
 def dds_environment(environment: MutableMapping[str, str] | None = None) -> dict[str, str]:

@@ -10,7 +10,7 @@ Published: ``wrist/estimate``, ``wrist/points`` (only while someone listens),
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -36,7 +36,6 @@ from wristworld_ros.nodes.base import Refusal, WristNode
 from wristworld_ros.nodes.cameras import CameraInfoInput, CameraInputs, CameraSet
 from wristworld_ros.nodes.conversions import fill
 from wristworld_ros.nodes.instruction import InstructionInput
-from wristworld_ros.nodes.models import check_device, limit_threads
 from wristworld_ros.nodes.monitoring import ERROR, OK, WARN, InputMonitor
 from wristworld_ros.nodes.parameters import ReconstructionParameters
 from wristworld_ros.nodes.process import run_node
@@ -94,8 +93,7 @@ class ReconstructionNode(WristNode[CameraSet]):
     def load(self) -> None:
         """Weights, virtual camera, publishers."""
         p = self.parameters
-        check_device(p.device)
-        limit_threads(p.threads)
+        self.limit_threads()
         self._given_wrist_camera = wrist_camera_from_parameters(p)
         from wristworld_ros.reconstruction import Reconstructor
 
@@ -114,7 +112,7 @@ class ReconstructionNode(WristNode[CameraSet]):
         if p.publish_tf:
             self.advertise("/tf", TFMessage, qos.tf())
 
-    def abandon(self) -> int:
+    def unmatched(self) -> int:
         """Sets that lack an image of another camera."""
         return self._cameras.waiting
 
@@ -129,7 +127,7 @@ class ReconstructionNode(WristNode[CameraSet]):
         self._connected: set[str] = set()
         self._calibration_deadline = time.monotonic() + p.calibration_timeout
         self._tf = TransformListener(p.virtual_frame, self._note_transform_error)
-        strict = p.pose_source in ("kinematic", "fused")
+        strict = p.pose_source == "kinematic"
         for topic, profile, static in (
             ("/tf_static", qos.tf_static(), True),
             ("/tf", qos.tf(), False),
@@ -172,7 +170,7 @@ class ReconstructionNode(WristNode[CameraSet]):
 
     # --- inputs -----------------------------------------------------------------------------------
 
-    def _tf_receiver(self, static: bool):  # noqa: ANN202
+    def _tf_receiver(self, static: bool) -> Callable[[TFMessage], int]:
         def receive(message: TFMessage) -> int:
             self._tf.add(message, static)
             stamps = [stamp_to_ns(t.header.stamp, "/tf") for t in message.transforms]
@@ -208,7 +206,7 @@ class ReconstructionNode(WristNode[CameraSet]):
     def _anchor_frame(self, item: CameraSet) -> AnchorFrame:
         p = self.parameters
         T_world_wrist = self._pose(p.wrist_frame, item.stamp_ns, "the wrist camera's mount",
-                                   needed=p.pose_source in ("kinematic", "fused"),
+                                   needed=p.pose_source == "kinematic",
                                    wanted=p.pose_source != "learned")  # fmt: skip
         views = []
         for name in p.cameras:
@@ -218,7 +216,7 @@ class ReconstructionNode(WristNode[CameraSet]):
                 image.frame_id,
                 image.stamp_ns,
                 f"camera '{name}'",
-                needed=p.pose_source in ("kinematic", "fused"),
+                needed=p.pose_source == "kinematic",
                 wanted=True,
             )
             depth = item.depth[name].image if name in item.depth else None
@@ -243,7 +241,7 @@ class ReconstructionNode(WristNode[CameraSet]):
         info = self._infos[name]
         if info.error:
             raise Refusal("invalid_camera_info", M.ERROR_CALIBRATION, info.error)
-        strict = self.parameters.pose_source in ("kinematic", "fused")
+        strict = self.parameters.pose_source == "kinematic"
         if info.camera is None and (strict or (not info.known and self._waiting())):
             state = "says that it is not calibrated (K is zero)" if info.known else "has not come"
             raise Refusal(

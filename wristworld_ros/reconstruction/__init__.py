@@ -2,3 +2,7 @@
 
 May import ``geometry``, ``runtime``, ``types`` and ``errors``.
 """
+
+from wristworld_ros.reconstruction.reconstructor import Reconstructor, ReconstructorConfig
+
+__all__ = ["Reconstructor", "ReconstructorConfig"]

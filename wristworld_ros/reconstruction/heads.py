@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wristworld_ros.reconstruction.backbone import BackboneConfig, Features
 from wristworld_ros.reconstruction.layers import Block, Mlp
+from wristworld_ros.reconstruction.pose_encoding import encode_pose
 
 #: Bounds of predicted depth [m]: exp of a clamped logarithm stays finite whatever the weights do.
 LOG_DEPTH_RANGE = (-4.0, 3.0)
@@ -32,15 +35,25 @@ class PoseRefiner(nn.Module):
         )
         self.trunk_norm = nn.LayerNorm(dim)
         self.out = Mlp(dim, dim // 2, 9)
-        # A quaternion of zeros has no direction: start near identity, 60 degrees of view.
+        nn.init.zeros_(self.out[-1].weight)
+        nn.init.zeros_(self.out[-1].bias)
+        # A quaternion of zeros has no direction: start at identity, 60 degrees of view.
         self.initial: Tensor
         self.register_buffer(
             "initial", torch.tensor([0, 0, 0, 0, 0, 0, 1.0, 1.05, 1.05]), persistent=False
         )
 
-    def forward(self, tokens: Tensor) -> list[Tensor]:
-        """B x N x dim tokens, one per camera -> per iteration B x N x 9."""
-        pose: Tensor | None = None
+    def forward(self, tokens: Tensor, initial: Tensor | None = None) -> list[Tensor]:
+        """Refine.
+
+        Args:
+            tokens: B x N x dim, one per camera.
+            initial: B x N x 9 pose to start from; a learned "no pose yet" when None.
+
+        Returns:
+            Per iteration B x N x 9.
+        """
+        pose = initial
         poses = []
         for _ in range(self.iterations):
             previous = self.empty.expand(*tokens.shape[:2], 9) if pose is None else pose.detach()
@@ -69,13 +82,15 @@ class WristHead(nn.Module):
     """Wrist pose from a learnable query that attends to all tokens of all views.
 
     The paper's variant: a 3-layer transformer decoder; then a refiner as the release has it
-    (method.md, 2, wrist head). Any number of views.
+    (method.md, 2, wrist head). Beyond both, the refinement does not start from nothing but from the
+    pose that fits the wrist keypoints of ``KeypointHead``, which learns from far fewer scenes.
     """
 
     def __init__(self, config: BackboneConfig, layers: int = 3) -> None:
         super().__init__()
         dim = 2 * config.dim
         self.query = nn.Parameter(torch.randn(1, 1, dim) * 1e-3)
+        self.keypoints = nn.Linear(3 * len(WRIST_KEYPOINTS), dim)
         self.norm = nn.LayerNorm(dim)
         self.layers = nn.ModuleList(
             nn.TransformerDecoderLayer(
@@ -85,13 +100,115 @@ class WristHead(nn.Module):
         )
         self.refiner = PoseRefiner(dim, heads=config.heads)
 
-    def forward(self, features: Features) -> list[Tensor]:
-        """Per iteration B x 9, world-to-wrist-camera, world = first anchor."""
+    def forward(self, features: Features, keypoints: Tensor) -> list[Tensor]:
+        """Estimate.
+
+        Args:
+            features: of the backbone.
+            keypoints: B x K x 3 wrist keypoints in the first anchor's frame [m].
+
+        Returns:
+            Per iteration B x 9, world-to-wrist-camera, world = first anchor; the pose that the
+            refinement starts from comes first.
+        """
         memory = self.norm(features.tokens[-1].flatten(1, 2))
-        query = self.query.expand(len(memory), -1, -1).to(memory.dtype)
+        query = self.query + self.keypoints(keypoints.detach().flatten(1))[:, None]
         for layer in self.layers:
             query = layer(query, memory)
-        return [pose[:, 0] for pose in self.refiner(query)]
+        T = torch.linalg.inv(fit_keypoints(keypoints.detach()))
+        fov = self.refiner.initial[7:].expand(len(T), 2)
+        initial = encode_pose(T, fov)
+        return [initial, *(pose[:, 0] for pose in self.refiner(query, initial[:, None]))]
+
+
+#: Points fixed to the wrist camera [m]: its centre, ahead between the fingers, and to both sides.
+WRIST_KEYPOINTS = ((0.0, 0.0, 0.0), (0.0, 0.02, 0.15), (0.1, 0.0, 0.05), (-0.1, 0.0, 0.05))
+#: How far a keypoint is trusted across and along the ray of a view [m].
+ACROSS_SIGMA, ALONG_SIGMA = 0.01, 0.05
+
+
+def fit_keypoints(points: Tensor) -> Tensor:
+    """Poses B x 4 x 4 (wrist to world) that best map ``WRIST_KEYPOINTS`` to B x K x 3 points.
+
+    Least squares by SVD (Kabsch).
+    """
+    model = points.new_tensor(WRIST_KEYPOINTS)
+    centre = points.mean(1, keepdim=True)
+    covariance = (points - centre).transpose(1, 2) @ (model - model.mean(0))
+    U, _, Vh = torch.linalg.svd(covariance)
+    sign = torch.ones_like(points[:, 0])
+    sign[:, 2] = torch.det(U @ Vh)
+    R = U @ (sign[..., None] * Vh)
+    T = torch.eye(4, dtype=points.dtype, device=points.device).repeat(len(points), 1, 1)
+    T[:, :3, :3] = R
+    T[:, :3, 3] = centre[:, 0] - R @ model.mean(0)
+    return T
+
+
+class KeypointHead(nn.Module):
+    """Where the wrist keypoints are: a heat map and a depth per view and point, then fused in 3-D."""
+
+    def __init__(self, channels: int, cell: int = 4) -> None:
+        super().__init__()
+        self.cell = cell
+        K = len(WRIST_KEYPOINTS)
+        self.net = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, 1, 1),
+            nn.GroupNorm(8, channels),
+            nn.GELU(),
+            nn.Conv2d(channels, 2 * K, 1),
+        )
+
+    def forward(self, features: Tensor, K: Tensor, T_first_camera: Tensor) -> Keypoints:
+        """Locate.
+
+        Args:
+            features: B x V x C x h x w, one cell per ``cell`` input pixels.
+            K: B x V x 3 x 3 intrinsics [px of the input].
+            T_first_camera: B x V x 4 x 4 poses in the first anchor's frame.
+        """
+        B, V, _, h, w = features.shape
+        out = self.net(features.flatten(0, 1)).float().reshape(B, V, 2, -1, h * w)
+        log_heat = F.log_softmax(out[:, :, 0], -1)  # B, V, points, cells
+        heat = log_heat.exp()
+        v, u = torch.meshgrid(
+            (torch.arange(h, device=heat.device) + 0.5) * self.cell,
+            (torch.arange(w, device=heat.device) + 0.5) * self.cell,
+            indexing="ij",
+        )
+        pixels = heat @ torch.stack([u, v], -1).reshape(-1, 2)  # B, V, points, 2
+        depth = (heat * out[:, :, 1].clamp(*LOG_DEPTH_RANGE)).sum(-1).exp()
+        focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], -1)[:, :, None]
+        xy = (pixels - K[:, :, None, :2, 2]) / focal
+        rays = torch.cat([xy, torch.ones_like(depth)[..., None]], -1)
+        R, t = T_first_camera[..., :3, :3], T_first_camera[..., :3, 3]
+        points = (rays * depth[..., None]) @ R.transpose(-1, -2) + t[:, :, None]
+        directions = F.normalize(rays, dim=-1) @ R.transpose(-1, -2)
+        # Across the ray a view is sure, along it less; a spread-out heat map counts less.
+        along = directions[..., :, None] * directions[..., None, :]
+        eye = torch.eye(3, device=heat.device)
+        peak = heat.square().sum(-1)[..., None, None]
+        weight = peak * ((eye - along) / ACROSS_SIGMA**2 + along / ALONG_SIGMA**2)
+        total = weight.sum(1) + 1e-3 * eye
+        fused = torch.linalg.solve(total, (weight @ points[..., None]).sum(1))[..., 0]
+        return Keypoints(log_heat.reshape(B, V, -1, h, w), pixels, depth, fused)
+
+
+@dataclass(frozen=True)
+class Keypoints:
+    """Wrist keypoints.
+
+    Attributes:
+        log_heat: B x V x K x h x w, log of a distribution over cells.
+        pixels: B x V x K x 2 [px of the input].
+        depth: B x V x K [m].
+        points: B x K x 3 in the first anchor's frame [m].
+    """
+
+    log_heat: Tensor
+    pixels: Tensor
+    depth: Tensor
+    points: Tensor
 
 
 class DepthHead(nn.Module):
@@ -103,6 +220,7 @@ class DepthHead(nn.Module):
     def __init__(self, config: BackboneConfig, width: int = 32) -> None:
         super().__init__()
         c2, c4, c8 = config.stem
+        self.channels = 2 * width
         self.tokens = nn.Linear(2 * config.dim * len(config.kept), 4 * width)
         self.up8 = self._fuse(4 * width + c8, 4 * width)
         self.up4 = self._fuse(4 * width + c4, 2 * width)
@@ -121,7 +239,9 @@ class DepthHead(nn.Module):
             nn.GELU(),
         )
 
-    def forward(self, features: Features, plane: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Features, plane: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Dense predictions.
 
         Args:
@@ -129,7 +249,8 @@ class DepthHead(nn.Module):
             plane: B x V x H x W depth of the base plane [m], 0 where not known; or None.
 
         Returns:
-            Depth [m] and confidence (1 + exp, as VGGT), both B x V x H x W float32.
+            Depth [m] and confidence (1 + exp, as VGGT), both B x V x H x W float32, and features
+            B x V x channels x H/4 x W/4 for other dense heads.
         """
         B, V = features.tokens[-1].shape[:2]
         h, w = features.grid
@@ -137,7 +258,7 @@ class DepthHead(nn.Module):
         x = torch.cat([t[:, :, features.first_patch :] for t in features.tokens], -1)
         x = self.tokens(x).flatten(0, 1).transpose(1, 2).reshape(B * V, -1, h, w)
         x = self.up8(torch.cat([_double(x), s8], 1))
-        x = self.up4(torch.cat([_double(x), s4], 1))
+        x = quarter = self.up4(torch.cat([_double(x), s4], 1))
         H, W = s2.shape[-2:]
         prior = x.new_zeros(B * V, 2, H, W)
         if plane is not None:
@@ -148,7 +269,8 @@ class DepthHead(nn.Module):
         log_depth = x[:, :, 0]
         if plane is not None:  # the head then says by how much a pixel differs from the plane
             log_depth = log_depth + torch.log(plane.clamp_min(0.05)) * (plane > 0)
-        return log_depth.clamp(*LOG_DEPTH_RANGE).exp(), 1 + x[:, :, 1].clamp(-8, 8).exp()
+        depth = log_depth.clamp(*LOG_DEPTH_RANGE).exp()
+        return depth, 1 + x[:, :, 1].clamp(-8, 8).exp(), quarter.unflatten(0, (B, V))
 
 
 def _double(x: Tensor) -> Tensor:

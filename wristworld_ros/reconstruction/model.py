@@ -13,7 +13,14 @@ from wristworld_ros.reconstruction.backbone import (
     BackboneConfig,
     base_plane_depth,
 )
-from wristworld_ros.reconstruction.heads import CameraHead, DepthHead, WristHead
+from wristworld_ros.reconstruction.heads import (
+    CameraHead,
+    DepthHead,
+    KeypointHead,
+    Keypoints,
+    WristHead,
+)
+from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
 
 
 @dataclass(frozen=True)
@@ -24,12 +31,14 @@ class Stage1Output:
         depth, confidence: B x V x H x W [m], and VGGT's confidence (>= 1).
         cameras: B x V x 9 pose encodings of the anchors.
         wrist: B x 9 pose encodings of the wrist camera.
+        keypoints: the wrist keypoints that its estimate starts from.
     """
 
     depth: Tensor
     confidence: Tensor
     cameras: list[Tensor]
     wrist: list[Tensor]
+    keypoints: Keypoints
 
 
 class Stage1Model(nn.Module):
@@ -41,6 +50,7 @@ class Stage1Model(nn.Module):
         self.backbone = Backbone(self.config)
         self.camera_head = CameraHead(self.config)
         self.depth_head = DepthHead(self.config)
+        self.keypoint_head = KeypointHead(self.depth_head.channels)
         self.wrist_head = WristHead(self.config)
 
     def forward(
@@ -72,10 +82,33 @@ class Stage1Model(nn.Module):
                 plane = base_plane_depth(origins, directions)[..., 0]
                 plane = plane * known[:, 1, None, None, None]
         features = self.backbone(images, rays, T_world_camera, known)
-        depth, confidence = self.depth_head(features, plane)
-        return Stage1Output(
-            depth, confidence, self.camera_head(features), self.wrist_head(features)
-        )
+        depth, confidence, dense = self.depth_head(features, plane)
+        cameras = self.camera_head(features)
+        anchor_K, T_first_camera = self._anchors(cameras[-1], images, K, T_world_camera, known)
+        keypoints = self.keypoint_head(dense, anchor_K, T_first_camera)
+        wrist = self.wrist_head(features, keypoints.points)
+        return Stage1Output(depth, confidence, cameras, wrist, keypoints)
+
+    @staticmethod
+    def _anchors(
+        estimate: Tensor,
+        images: Tensor,
+        K: Tensor | None,
+        T_world_camera: Tensor | None,
+        known: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Intrinsics and poses in the first anchor's frame: the known ones, else the estimated."""
+        T_camera_first, fov = decode_pose(estimate.detach())
+        poses = torch.linalg.inv(T_camera_first)
+        poses = torch.linalg.inv(poses[:, :1]) @ poses
+        intrinsics = intrinsics_from_fov(fov, *images.shape[-2:])
+        if known is not None and K is not None:
+            intrinsics = torch.where(known[:, 0, None, None, None], K.to(poses), intrinsics)
+            if T_world_camera is not None:
+                T = T_world_camera.to(poses)
+                true = torch.linalg.inv(T[:, :1]) @ T
+                poses = torch.where(known[:, 1, None, None, None], true, poses)
+        return intrinsics, poses
 
     def config_dict(self) -> dict[str, Any]:
         """Plain values that rebuild the model by ``from_config``."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wristworld_ros.reconstruction.correspondence import exact_correspondences
+from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS, Keypoints
 from wristworld_ros.reconstruction.model import Stage1Model, Stage1Output
 from wristworld_ros.reconstruction.pose_encoding import (
     decode_pose,
@@ -33,6 +34,7 @@ class Stage1Losses:
         wrist_pose: direct L1 of the wrist's translation and rotation (0 in the release).
         wrist_fov: L1 of the wrist's field of view.
         projection: SPC loss; lambda_u and lambda_depth inside it.
+        heat: cross-entropy of the keypoints' heat maps; keypoint: L1 of their depth and 3-D place.
         gamma: weight of earlier refinement iterations.
         confidence: weight of the log-confidence reward.
     """
@@ -44,6 +46,8 @@ class Stage1Losses:
     projection: float = 0.02
     lambda_u: float = 1.0
     lambda_depth: float = 1.0
+    heat: float = 0.2
+    keypoint: float = 2.0
     gamma: float = 0.6
     confidence: float = 0.05
 
@@ -96,8 +100,9 @@ def stage1_loss(
     depth_loss = (confidence * error - weights.confidence * torch.log(confidence)).mean()
 
     camera_loss = _pose_loss(output.cameras, true_anchor, weights.gamma)
-    pose_loss = _pose_loss(output.wrist, true_wrist, weights.gamma, slice(0, 7))
-    fov_loss = _pose_loss(output.wrist, true_wrist, weights.gamma, slice(7, 9))
+    pose_loss = _pose_loss(output.wrist[1:], true_wrist, weights.gamma, slice(0, 7))
+    fov_loss = _pose_loss(output.wrist[1:], true_wrist, weights.gamma, slice(7, 9))
+    heat_loss, keypoint_loss = _keypoint_losses(output.keypoints, batch, T_wrist, T_anchors)
 
     # SPC: the anchors' pixels lifted by the predicted depth, seen by the estimated wrist camera.
     pairs = exact_correspondences(
@@ -113,7 +118,7 @@ def stage1_loss(
     pixels = pairs.wrist[:, None].expand(B, V, M, 2).reshape(B, V * M, 2)
     spc_total = torch.zeros(())
     iterations = len(output.wrist)
-    for i, encoding in enumerate(output.wrist):
+    for i, encoding in enumerate(output.wrist[1:], 1):
         T, _ = decode_pose(encoding)
         spc = spc_loss(
             points.reshape(B, V * M, 3),
@@ -134,6 +139,8 @@ def stage1_loss(
         + weights.wrist_pose * pose_loss
         + weights.wrist_fov * fov_loss
         + weights.projection * spc_total
+        + weights.heat * heat_loss
+        + weights.keypoint * keypoint_loss
     )
     return loss, {
         "depth_log_error": error.mean().item(),
@@ -141,19 +148,52 @@ def stage1_loss(
         "wrist_pose": pose_loss.item(),
         "spc_reprojection": spc.reprojection.item(),
         "spc_depth": spc.depth.item(),
+        "heat": heat_loss.item(),
+        "keypoint": keypoint_loss.item(),
     }
+
+
+def _keypoint_losses(
+    keypoints: Keypoints, batch: Batch, T_wrist_first: Tensor, T_anchor_first: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the heat maps where a keypoint is in the picture; L1 of depth and place."""
+    model = T_wrist_first.new_tensor(WRIST_KEYPOINTS)
+    T = torch.linalg.inv(T_wrist_first)
+    points = model @ T[:, :3, :3].transpose(1, 2) + T[:, None, :3, 3]  # B, K, 3
+    local = points[:, None] @ T_anchor_first[..., :3, :3].transpose(-1, -2)
+    local = local + T_anchor_first[..., None, :3, 3]
+    z = local[..., 2].clamp_min(0.05)
+    K = batch.anchor_K
+    focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], -1)[:, :, None]
+    pixels = local[..., :2] / z[..., None] * focal + K[:, :, None, :2, 2]
+    h, w = keypoints.log_heat.shape[-2:]
+    cell = batch.anchors.shape[-1] / w
+    inside = ((pixels > 0) & (pixels < torch.tensor([w, h]) * cell)).all(-1)
+    u, v = (pixels / cell - 0.5).unbind(-1)
+    across = torch.exp(-0.5 * (torch.arange(w) - u[..., None]) ** 2)
+    down = torch.exp(-0.5 * (torch.arange(h) - v[..., None]) ** 2)
+    target = down[..., :, None] * across[..., None, :]
+    target = target / target.sum((-1, -2), keepdim=True).clamp_min(1e-6)
+    entropy = -(target * keypoints.log_heat).sum((-1, -2))
+    depth = (torch.log(keypoints.depth) - torch.log(z)).abs()
+    count = inside.sum().clamp_min(1)
+    place = (keypoints.points - points).abs().mean()
+    return (entropy * inside).sum() / count, (depth * inside).sum() / count + place
 
 
 def _pose_loss(
     predictions: list[Tensor], target: Tensor, gamma: float, part: slice = slice(0, 9)
 ) -> Tensor:
-    """L1 over iterations with decay; quaternions are normalised and compared up to sign."""
+    """L1 over iterations with decay; quaternions are compared up to sign.
+
+    They are not normalised first, so that their norm stays near one and gradients alive.
+    """
     total = target.new_zeros(())
     for i, prediction in enumerate(predictions):
-        q = nn.functional.normalize(prediction[..., 3:7], dim=-1)
-        sign = torch.where((q * target[..., 3:7]).sum(-1, keepdim=True) < 0, -1.0, 1.0)
-        aligned = torch.cat([prediction[..., :3], q * sign, prediction[..., 7:]], -1)
-        error = (aligned - target)[..., part].abs().mean()
+        dot = (prediction[..., 3:7] * target[..., 3:7]).sum(-1, keepdim=True)
+        sign = torch.where(dot < 0, -1.0, 1.0)
+        aligned = torch.cat([target[..., :3], target[..., 3:7] * sign, target[..., 7:]], -1)
+        error = (prediction - aligned)[..., part].abs().mean()
         total = total + gamma ** (len(predictions) - 1 - i) * error
     return total
 

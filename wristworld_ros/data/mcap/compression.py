@@ -6,7 +6,7 @@ import sys
 
 import lz4.frame
 
-from wristworld_ros.data.mcap.records import Cut
+from wristworld_ros.data.mcap.records import DamageError
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -27,7 +27,7 @@ def decompress(data: memoryview, name: str, size: int) -> memoryview:
     """Content of a chunk; shorter than ``size`` when ``data`` is cut off.
 
     Raises:
-        Cut: unknown compression, or altered data.
+        DamageError: unknown compression, or altered data.
     """
     try:
         if name == "zstd":
@@ -35,7 +35,7 @@ def decompress(data: memoryview, name: str, size: int) -> memoryview:
         if name == "lz4":
             return memoryview(lz4.frame.LZ4FrameDecompressor().decompress(data, size + 1))
     except (ZstdError, RuntimeError, EOFError, ValueError) as error:
-        raise Cut(f"it cannot be decompressed ({error})") from error
+        raise DamageError(f"it cannot be decompressed ({error})") from error
     if name:
-        raise Cut(f"its compression '{name}' is not known")
+        raise DamageError(f"its compression '{name}' is not known")
     return data

@@ -27,7 +27,7 @@ from wristworld_ros.data.mcap.records import (
     SCHEMA,
     STATISTICS,
     Channel,
-    Cut,
+    DamageError,
     FieldReader,
     Message,
     Schema,
@@ -107,7 +107,7 @@ class McapReader:
             self._file.seek(position)
             if self._file.read(8) != MAGIC:
                 self._note(position, "the end mark is missing")
-        except Cut as cut:
+        except DamageError as cut:
             recovered = self._recover(position)
             self._note(
                 position,
@@ -121,14 +121,16 @@ class McapReader:
     def _record_head(self, position: int) -> tuple[int, int]:
         head = self._file.read(9)
         if len(head) < 9:
-            raise Cut("the file is truncated (the recorder was not closed, or a copy was cut)")
+            raise DamageError(
+                "the file is truncated (the recorder was not closed, or a copy was cut)"
+            )
         op, length = head[0], int.from_bytes(head[1:], "little")
         if op == 0:
-            raise Cut("a record of type 0, which does not exist")
+            raise DamageError("a record of type 0, which does not exist")
         if position + 9 + length > self._size:
             if op == CHUNK:  # its first messages may still be there
                 self._scan_record(op, position, self._size - position - 9)
-            raise Cut("the last record is cut off")
+            raise DamageError("the last record is cut off")
         return op, length
 
     def _scan_record(self, op: int, position: int, length: int) -> None:
@@ -185,7 +187,7 @@ class McapReader:
                     self._keep(op, content)
                 position += 9 + length
             return found
-        except Cut:
+        except DamageError:
             return 0
 
     def _note(self, position: int, what: str) -> None:
@@ -202,12 +204,12 @@ class McapReader:
         if not block.chunk:
             try:
                 return [_message(content)]
-            except Cut as cut:
+            except DamageError as cut:
                 self._note(block.offset, f"message lost: {cut}")
                 return []
         try:
             records, problem = _chunk_records(content)
-        except Cut as cut:
+        except DamageError as cut:
             self._note(block.offset, f"the messages from {block.span} are lost: {cut}")
             return []
         messages: list[Message] = []
@@ -215,18 +217,18 @@ class McapReader:
         try:
             while position < len(records):
                 if position + 9 > len(records):
-                    raise Cut("cut inside a record")
+                    raise DamageError("cut inside a record")
                 op = records[position]
                 length = int.from_bytes(records[position + 1 : position + 9], "little")
                 inner = records[position + 9 : position + 9 + length]
                 if len(inner) < length:
-                    raise Cut("cut inside a record")
+                    raise DamageError("cut inside a record")
                 if op == MESSAGE:
                     messages.append(_message(inner))
                 elif op in (SCHEMA, CHANNEL):
                     self._keep(op, inner)
                 position += 9 + length
-        except Cut as cut:
+        except DamageError as cut:
             problem = problem or str(cut)
         if problem:
             self._note(
@@ -272,7 +274,7 @@ def _chunk_records(content: memoryview) -> tuple[memoryview, str]:
     f.take(16)
     size, checksum, compression = f.number(8), f.number(4), f.text()
     if size > MAX_CHUNK_BYTES:
-        raise Cut(f"its size of {size} bytes is not believable")
+        raise DamageError(f"its size of {size} bytes is not believable")
     stored = f.number(8)
     data = decompress(f.rest()[:stored], compression, size)
     if len(data) != size:

@@ -49,7 +49,7 @@ class Message(NamedTuple):
     data: memoryview
 
 
-class Cut(Exception):
+class DamageError(Exception):
     """The file, chunk or record ends before it should, or contains nonsense."""
 
 
@@ -63,7 +63,7 @@ class FieldReader:
     def take(self, count: int) -> memoryview:
         end = self.position + count
         if end > len(self.data):
-            raise Cut(f"a field of {count} bytes at {self.position} ends after its record")
+            raise DamageError(f"a field of {count} bytes at {self.position} ends after its record")
         part = self.data[self.position : end]
         self.position = end
         return part
@@ -75,7 +75,7 @@ class FieldReader:
         try:
             return bytes(self.take(self.number(4))).decode()
         except UnicodeDecodeError as error:
-            raise Cut("a text is not UTF-8") from error
+            raise DamageError("a text is not UTF-8") from error
 
     def pairs(self) -> dict[str, str]:
         inner = FieldReader(self.take(self.number(4)))

@@ -151,7 +151,7 @@ def lathe(profile: Sequence[tuple[float, float]], segments: int = 28) -> Solid:
     count = 0
     for radius, height in profile:
         ring = np.zeros((1, 3)) if radius == 0 else circle * radius
-        rings.append(ring + [0.0, 0.0, height])
+        rings.append(ring + np.array([0.0, 0.0, height]))
         starts.append(count)
         count += len(ring)
     faces: list[tuple[int, int, int]] = []

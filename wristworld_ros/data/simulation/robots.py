@@ -41,6 +41,8 @@ class Robot:
         mount: nominal mount of the wrist camera.
         finger_joints: joint -> (position when closed, position when open) [rad or m].
         workspace_x: shift along x of table, objects and cameras in the base frame [m].
+        adapter: body that couples the gripper to the flange, and by how much it is turned about
+            its z axis against the pack [deg]; so that the camera looks forward at home.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Robot:
     mount: CameraMount
     finger_joints: Mapping[str, tuple[float, float]]
     workspace_x: float = 0.0
+    adapter: tuple[str, float] | None = None
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -97,12 +100,13 @@ ROBOTS: Mapping[str, Robot] = {
         Robot(
             name="panda_2f85",
             arm_joints=_PANDA_JOINTS,
-            home=_PANDA_HOME,
+            home=(*_PANDA_HOME[:6], 0.0),
             hand_body="g_base",
             tool_centre=(0.0, 0.0, 0.145),
             max_width=0.085,
             mount=_ROBOTIQ_MOUNT,
             finger_joints=_ROBOTIQ_JOINTS,
+            adapter=("g_base_mount", 135.0),
         ),
         Robot(
             name="ur5e",

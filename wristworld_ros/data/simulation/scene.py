@@ -54,7 +54,7 @@ class PlacedObject:
         """Centre of the bounding box in the table plane (2,) [m]."""
         x, y = (self.solid.lower + self.solid.upper)[:2] / 2
         c, s = np.cos(self.yaw), np.sin(self.yaw)
-        return self.position[:2] + [c * x - s * y, s * x + c * y]
+        return self.position[:2] + np.array([c * x - s * y, s * x + c * y])
 
     def reach(self, direction: FloatArray) -> float:
         """Distance from ``centre`` to the bounding surface along ``direction`` (2,) [m]."""
@@ -124,6 +124,13 @@ def _quaternion(rotation: FloatArray) -> FloatArray:
     return wxyz
 
 
+def _turned_about_z(wxyz: FloatArray, angle: float) -> FloatArray:
+    """Orientation ``wxyz`` turned by ``angle`` [rad] about its own z axis."""
+    turned = np.zeros(4)
+    mujoco.mju_mulQuat(turned, wxyz, np.array([np.cos(angle / 2), 0, 0, np.sin(angle / 2)]))
+    return turned
+
+
 def _set_visuals(spec: mujoco.MjSpec, rng: np.random.Generator) -> None:
     visual = spec.visual
     visual.global_.offwidth = visual.global_.offheight = MAX_FRAME
@@ -138,7 +145,7 @@ def _set_visuals(spec: mujoco.MjSpec, rng: np.random.Generator) -> None:
 
 def _add_lights(spec: mujoco.MjSpec, rng: np.random.Generator, shift: float, shadows: bool) -> None:
     for index in range(int(rng.integers(1, 3))):
-        position = rng.uniform([-0.5, -1.2, 1.4], [1.5, 1.2, 2.2]) + [shift, 0, 0]
+        position = rng.uniform([-0.5, -1.2, 1.4], [1.5, 1.2, 2.2]) + np.array([shift, 0, 0])
         direction = np.array([0.5 + shift, 0, 0]) - position
         spec.worldbody.add_light(
             pos=position,
@@ -242,10 +249,13 @@ def _add_robot(spec: mujoco.MjSpec, robot: Robot) -> mujoco.MjsBody:
     pack = load_pack(robot.name)
     bodies = [spec.worldbody]
     for link in pack.bodies:
+        quaternion = np.array(link.quaternion_wxyz)
+        if robot.adapter is not None and link.name == robot.adapter[0]:
+            quaternion = _turned_about_z(quaternion, np.deg2rad(robot.adapter[1]))
         body = bodies[link.parent].add_body(
             name=link.name,
             pos=link.position,
-            quat=link.quaternion_wxyz,
+            quat=quaternion,
             mass=1,
             inertia=[1e-3] * 3,
         )

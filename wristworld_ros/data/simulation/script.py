@@ -26,6 +26,8 @@ from wristworld_ros.errors import WristWorldError
 FloatArray = NDArray[np.float64]
 
 _MAX_IK_ERROR = 0.005  # [m]
+_MAX_IK_TURN = 0.035  # [rad]
+_MAX_STEP = 0.6  # of a joint from frame to frame [rad]
 _ATTEMPTS = 25
 _IK_ITERATIONS = 60
 _FINGER_HALF_THICKNESS = 0.012  # in the direction of a push [m]
@@ -114,16 +116,16 @@ class Kinematics:
 
     def solve(
         self, position: FloatArray, rotation: FloatArray, start: FloatArray, width: float
-    ) -> tuple[FloatArray, float]:
+    ) -> tuple[FloatArray, float, float]:
         """Damped least squares from ``start``, drawn to the home posture in the null space.
 
         Returns:
-            Joint positions (J,) and the remaining distance [m].
+            Joint positions (J,), the remaining distance [m] and (small) angle [rad].
         """
         model, data = self.scene.model, self.scene.data
         jacobian = np.zeros((6, model.nv))
         arm = start.copy()
-        distance = np.inf
+        distance = angle = np.inf
         for _ in range(_IK_ITERATIONS):
             self.set(arm, width)
             at, turned = self.tool_pose()
@@ -132,8 +134,8 @@ class Kinematics:
             twist = 0.5 * np.array(
                 [skew[2, 1] - skew[1, 2], skew[0, 2] - skew[2, 0], skew[1, 0] - skew[0, 1]]
             )
-            distance = float(np.linalg.norm(offset))
-            if distance < 5e-4 and np.linalg.norm(twist) < 2e-3:
+            distance, angle = float(np.linalg.norm(offset)), float(np.linalg.norm(twist))
+            if distance < 5e-4 and angle < 2e-3:
                 break
             mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], self._site)
             columns = jacobian[:, self._velocities]
@@ -142,7 +144,7 @@ class Kinematics:
             null_space = np.eye(len(arm)) - inverse @ columns
             step = step + null_space @ (0.05 * (self._home - arm))
             arm = np.clip(arm + np.clip(step, -0.25, 0.25), self._limits[:, 0], self._limits[:, 1])
-        return arm, distance
+        return arm, distance, angle
 
 
 def make_script(scene: Scene, seed: int) -> Script:
@@ -160,7 +162,8 @@ def make_script(scene: Scene, seed: int) -> Script:
             return script
     raise PlanningError(
         f"seed {seed} with robot '{scene.robot.name}': the arm reached none of {_ATTEMPTS} "
-        f"scripted tasks within {_MAX_IK_ERROR * 1000:.0f} mm. Leave this seed out."
+        f"scripted tasks within {_MAX_IK_ERROR * 1000:.0f} mm and {_MAX_IK_TURN} rad, or only in "
+        "leaps. Leave this seed out."
     )
 
 
@@ -233,10 +236,15 @@ def _release(grasp: _Grasp, place: FloatArray, support: float) -> tuple[Waypoint
     """Carry the object to ``place``, its bottom at height ``support``, and let go."""
     at = grasp.above(place, support + 0.001)
     return (
-        Waypoint(at + [0, 0, 0.7 * grasp.clearance], grasp.closed_width, 8, holding=True),
+        Waypoint(
+            grasp.above(place, support + 0.001 + 0.7 * grasp.clearance),
+            grasp.closed_width,
+            8,
+            holding=True,
+        ),
         Waypoint(at, grasp.closed_width, 5, holding=True),
         Waypoint(at, grasp.open_width, 3),
-        Waypoint(at + [0, 0, grasp.clearance], grasp.open_width, 5),
+        Waypoint(grasp.above(place, support + 0.001 + grasp.clearance), grasp.open_width, 5),
     )
 
 
@@ -287,7 +295,7 @@ def _push_task(scene: Scene, target: int, rng: np.random.Generator) -> Task:
     high = float(pushed.solid.extent[2]) + 0.13 + rng.uniform(0, 0.08)
     low = min(0.02, max(_LOW, 0.5 * float(pushed.solid.extent[2])))
     waypoints = (
-        Waypoint(np.array([*start, high]), 0.0, 6),
+        Waypoint(np.array([*start, high]), 0.0, 8),
         Waypoint(np.array([*start, low]), 0.0, 8),
         Waypoint(np.array([*end, low]), 0.0, 16, pushing=True),
         Waypoint(np.array([*end, high]), 0.0, 6),
@@ -318,7 +326,7 @@ def _smooth_steps(count: int) -> Iterator[float]:
 
 
 def _work_out(kinematics: Kinematics, task: Task, rng: np.random.Generator) -> Script | None:
-    """Joint positions and object poses for every frame, or None if a waypoint is out of reach."""
+    """Joint positions and object poses for every frame, or None if the arm cannot follow."""
     robot = kinematics.scene.robot
     arm = np.array(robot.home) + rng.normal(0, 0.06, len(robot.home))
     width = task.waypoints[0].width
@@ -332,8 +340,9 @@ def _work_out(kinematics: Kinematics, task: Task, rng: np.random.Generator) -> S
             goal = position * (1 - fraction) + waypoint.position * fraction
             opening = width * (1 - fraction) + waypoint.width * fraction
             facing = _blend(rotation, down, fraction) if number == 0 else down
-            arm, error = kinematics.solve(goal, facing, arm, opening)
-            if error > _MAX_IK_ERROR:
+            arm, distance, angle = kinematics.solve(goal, facing, arms[-1], opening)
+            step = float(np.abs(arm - arms[-1]).max())
+            if distance > _MAX_IK_ERROR or angle > _MAX_IK_TURN or step > _MAX_STEP:
                 return None
             follower.update(*kinematics.tool_pose(), waypoint.holding, waypoint.pushing)
             arms.append(arm.copy())

@@ -59,12 +59,12 @@ class Shard:
     frame_index: NDArray[np.int64]
     wrist_rgb: NDArray[np.uint8]
     wrist_depth: NDArray[np.uint16]
-    wrist_K: FloatArray
+    wrist_K: FloatArray  # noqa: N815
     T_world_wrist: FloatArray
     T_world_hand: FloatArray
     anchor_rgb: NDArray[np.uint8]
     anchor_depth: NDArray[np.uint16]
-    anchor_K: FloatArray
+    anchor_K: FloatArray  # noqa: N815
     T_world_camera: FloatArray
     joint_positions: FloatArray
     gripper_width: FloatArray
@@ -138,7 +138,7 @@ def write_shard(
     }
     path = shard_path(out_dir, seed)
     partial_path = path.with_suffix(".npz.partial")
-    with open(partial_path, "wb") as file:
+    with partial_path.open("wb") as file:
         np.savez(
             file,
             meta=np.array(json.dumps(meta)),
@@ -148,7 +148,7 @@ def write_shard(
             anchor_depth=_quantised(episode.anchor_depth),
             **{name: getattr(episode, name) for name in _ARRAYS},
         )
-    os.replace(partial_path, path)
+    partial_path.replace(path)
     return path
 
 

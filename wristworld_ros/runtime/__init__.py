@@ -1,0 +1,4 @@
+"""What runs a network: one backend interface, engines and their cache.
+
+May import ``types`` and ``errors``; knows neither reconstruction nor generation.
+"""

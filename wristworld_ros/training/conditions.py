@@ -1,0 +1,196 @@
+"""Conditions of stage 2 from shards, by the very Reconstructor that runs live; cached on disk.
+
+Each frame is reconstructed once, with geometry drawn at random from what users have, so that the
+generator learns to forgive stage 1: true depth with the true pose, predicted depth with the
+kinematic pose, or everything from RGB alone.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from wristworld_ros.data.simulation.shards import DEPTH_STEP, Shard, read_shard
+from wristworld_ros.errors import InvalidInputError
+from wristworld_ros.reconstruction import Reconstructor
+from wristworld_ros.training.shard_data import shard_files
+from wristworld_ros.types import AnchorFrame, AnchorView
+
+#: Kinds of geometry and their share in training.
+GEOMETRY = {"true": 0.3, "calibrated": 0.5, "estimated": 0.2}
+#: Share of training samples by number of anchors.
+ANCHORS = {1: 0.15, 2: 0.25, 3: 0.6}
+SMALL = 64  # anchors as the anchor encoder sees them [px]
+
+
+@dataclass(frozen=True)
+class ConditionSet:
+    """Frames with their conditions.
+
+    Attributes:
+        wrist: N x H x W x 3 uint8, the truth.
+        image, mask: N x H x W x 3 uint8 and N x H x W bool, the condition map.
+        anchors: N x 3 x 64 x 64 x 3 uint8; views beyond ``views`` are zero.
+        views: N, how many anchors.
+        instructions: N texts.
+        episode: N seeds; frames of one episode follow one another.
+    """
+
+    wrist: NDArray[np.uint8]
+    image: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    anchors: NDArray[np.uint8]
+    views: NDArray[np.uint8]
+    instructions: list[str]
+    episode: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.wrist)
+
+
+def shard_frame(
+    shard: Shard, t: int, geometry: str = "calibrated", views: tuple[int, ...] = (0, 1, 2)
+) -> AnchorFrame:
+    """What stage 1 is told about frame ``t``.
+
+    Args:
+        geometry: ``true`` (calibration, kinematics, measured depth), ``calibrated`` (calibration
+            and kinematics; the paper's setting of known geometry), ``cameras`` (calibration, no
+            kinematics) or ``estimated`` (pictures only).
+
+    Raises:
+        InvalidInputError: the geometry is unknown.
+    """
+    if geometry not in ("true", "calibrated", "cameras", "estimated"):
+        raise InvalidInputError(
+            f"geometry '{geometry}' is not true, calibrated, cameras or estimated."
+        )
+    told = geometry != "estimated"
+    anchors = tuple(
+        AnchorView(
+            name=f"anchor_{v}",
+            image=shard.anchor_rgb[v, t],
+            stamp_ns=t,
+            camera=shard.anchor_camera(v) if told else None,
+            T_world_camera=shard.T_world_camera[v] if told else None,
+            depth=(shard.anchor_depth[v, t] * np.float32(DEPTH_STEP)).astype(np.float32)
+            if geometry == "true"
+            else None,
+        )
+        for v in views
+    )
+    return AnchorFrame(
+        stamp_ns=t,
+        views=anchors,
+        T_world_wrist=shard.T_world_wrist[t] if geometry in ("true", "calibrated") else None,
+        wrist_camera=shard.wrist_camera,
+        instruction=shard.instruction,
+    )
+
+
+def build_conditions(
+    shards: Path, stage1: Path, cache: Path, *, seed: int = 0, processes: int = 2
+) -> ConditionSet:
+    """Reconstruct every frame of ``shards`` once; parts already in ``cache`` are kept.
+
+    Args:
+        stage1: folder that holds ``stage1`` weights' folder (a model folder).
+        cache: one file per shard.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    files = shard_files(shards)
+    missing = [f for f in files if not (cache / f.name).exists()]
+    if missing:
+        spawn = multiprocessing.get_context("spawn")
+        with spawn.Pool(processes, _start, (str(stage1), str(cache), seed)) as pool:
+            for _ in tqdm(
+                pool.imap_unordered(_reconstruct, missing),
+                total=len(missing),
+                desc="conditions",
+                mininterval=5.0,
+            ):
+                pass
+            pool.close()
+            pool.join()
+    parts: dict[str, list[Any]] = {}
+    instructions: list[str] = []
+    for file in files:
+        with np.load(cache / file.name) as arrays:
+            meta = json.loads(str(arrays["meta"]))
+            for name in arrays.files:
+                if name != "meta":
+                    parts.setdefault(name, []).append(arrays[name])
+        instructions += [meta["instruction"]] * meta["frames"]
+    merged = {name: np.concatenate(values) for name, values in parts.items()}
+    return ConditionSet(instructions=instructions, **merged)
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start(model: str, cache: str, seed: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    _worker.update(
+        reconstructor=Reconstructor.from_pretrained(model), cache=Path(cache), seed=seed
+    )
+
+
+def _reconstruct(file: Path) -> None:
+    shard = read_shard(file)
+    rng = np.random.default_rng([_worker["seed"], shard.seed])
+    reconstructor: Reconstructor = _worker["reconstructor"]
+    images, masks, anchors, counts = [], [], [], []
+    # One kind of geometry per episode, as a user has it; clips then stay consistent.
+    geometry = str(rng.choice(list(GEOMETRY), p=list(GEOMETRY.values())))
+    count = int(rng.choice(list(ANCHORS), p=list(ANCHORS.values())))
+    views = tuple(int(v) for v in rng.permutation(3)[:count])
+    for t in range(len(shard)):
+        condition = reconstructor(shard_frame(shard, t, geometry, views)).condition
+        images.append(condition.image)
+        masks.append(condition.mask)
+        small = np.zeros((3, SMALL, SMALL, 3), np.uint8)
+        for i, v in enumerate(views):
+            small[i] = cv2.resize(
+                shard.anchor_rgb[v, t], (SMALL, SMALL), interpolation=cv2.INTER_AREA
+            )
+        anchors.append(small)
+        counts.append(count)
+    target = _worker["cache"] / file.name
+    partial = target.with_suffix(".npz.partial")
+    with partial.open("wb") as stream:
+        np.savez(
+            stream,
+            meta=np.array(json.dumps({"instruction": shard.instruction, "frames": len(shard)})),
+            wrist=shard.wrist_rgb,
+            image=np.stack(images),
+            mask=np.stack(masks),
+            anchors=np.stack(anchors),
+            views=np.array(counts, np.uint8),
+            episode=np.full(len(shard), shard.seed, np.int64),
+        )
+    os.replace(partial, target)
+
+
+def subset(data: ConditionSet, index: NDArray[np.int64]) -> ConditionSet:
+    """Some of the frames."""
+    return replace(
+        data,
+        wrist=data.wrist[index],
+        image=data.image[index],
+        mask=data.mask[index],
+        anchors=data.anchors[index],
+        views=data.views[index],
+        instructions=[data.instructions[i] for i in index],
+        episode=data.episode[index],
+    )

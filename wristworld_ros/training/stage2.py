@@ -1,0 +1,205 @@
+"""Training of stage 2: flow matching on latents, with frozen stage 1 and autoencoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from wristworld_ros.errors import InvalidInputError
+from wristworld_ros.generation.autoencoder import Autoencoder
+from wristworld_ros.generation.conditioning import fill_holes, mask_channels
+from wristworld_ros.generation.model import Context, Stage2Model
+from wristworld_ros.generation.pipeline import sample
+from wristworld_ros.generation.text import TextEncoder
+from wristworld_ros.training.conditions import ConditionSet, build_conditions
+from wristworld_ros.training.loop import LoopConfig, train
+from wristworld_ros.training.provenance import training_record
+from wristworld_ros.weights import load_weights, read_config, save_weights
+
+CLIP = 4  # frames of a training clip
+CLIP_SHARE = 0.3  # of batches; the others hold single frames
+DROP_TEXT, DROP_ANCHORS = 0.1, 0.1
+
+
+@dataclass
+class LatentSet:
+    """Conditions and truths as latents, kept in memory.
+
+    Attributes:
+        clean, condition: N x C x h x w float16 latents; mask: N x 4 x h x w float16.
+        data: the frames they come from.
+        texts: instruction -> token states.
+    """
+
+    clean: Tensor
+    condition: Tensor
+    mask: Tensor
+    data: ConditionSet
+    texts: dict[str, Tensor]
+
+
+@torch.inference_mode()
+def encode_set(data: ConditionSet, autoencoder: Autoencoder, text: TextEncoder) -> LatentSet:
+    """Encode every frame once."""
+    clean, condition, masks = [], [], []
+    for start in tqdm(range(0, len(data), 32), desc="latents", mininterval=5.0):
+        s = slice(start, start + 32)
+        wrist = torch.from_numpy(data.wrist[s]).permute(0, 3, 1, 2).float() / 255
+        image = torch.from_numpy(data.image[s]).permute(0, 3, 1, 2).float() / 255
+        mask = torch.from_numpy(data.mask[s])[:, None].float()
+        clean.append(autoencoder.encode(wrist).half())
+        condition.append(autoencoder.encode(fill_holes(image, mask)).half())
+        masks.append(mask_channels(mask).half())
+    texts = {t: text.encode(t).clone() for t in sorted(set(data.instructions))}
+    return LatentSet(torch.cat(clean), torch.cat(condition), torch.cat(masks), data, texts)
+
+
+def clip_context(
+    model: Stage2Model,
+    latents: LatentSet,
+    index: np.ndarray,
+    drops: tuple[Tensor, Tensor] | None = None,
+) -> Context:
+    """Context of clips.
+
+    Args:
+        index: B x F frames; all frames of a clip have the same instruction and views.
+        drops: B bool each: drop text, drop anchors.
+    """
+    views = int(latents.data.views[index].max())
+    anchors = torch.from_numpy(latents.data.anchors[index][:, :, :views])
+    return model.context(
+        latents.condition[index].float().transpose(1, 2),
+        latents.mask[index].float().transpose(1, 2),
+        torch.stack([latents.texts[latents.data.instructions[i]] for i in index[:, 0]]),
+        anchors.permute(0, 1, 2, 5, 3, 4).float() / 255,
+        *(drops or ()),
+    )
+
+
+def draw_clips(data: ConditionSet, size: int, generator: torch.Generator) -> np.ndarray:
+    """B x F indices: single frames, or consecutive frames of one episode; one number of views."""
+
+    def integer(high: int) -> int:
+        return int(torch.randint(high, (1,), generator=generator))
+
+    views = data.views[integer(len(data))]
+    frames = CLIP if torch.rand(1, generator=generator).item() < CLIP_SHARE else 1
+    last = np.roll(data.episode, -(frames - 1))
+    starts = np.flatnonzero((data.views == views) & (data.episode == last))
+    starts = starts[starts + frames <= len(data)]
+    chosen = starts[[integer(len(starts)) for _ in range(max(1, size // frames))]]
+    return chosen[:, None] + np.arange(frames)
+
+
+def flow_matching_loss(
+    model: Stage2Model, context: Context, clean: Tensor, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """Squared error of the predicted clean latents, at times that few-step samplers visit.
+
+    Flow matching (x_t = (1 - t) x_0 + t noise) with the error in x_0 rather than in the velocity,
+    which is the same error over t: the weight 1 / t^2 would spend training on nearly clean inputs.
+    Half of the samples are at t = 1, where every sampler starts.
+    """
+    B = len(clean)
+    t = torch.rand(B, generator=generator)
+    t = torch.where(torch.rand(B, generator=generator) < 0.5, 1.0, t.clamp_min(0.05))
+    noise = torch.randn(clean.shape, generator=generator)
+    weight = t.view(-1, 1, 1, 1, 1)
+    predicted = model((1 - weight) * clean + weight * noise, t, context)
+    error = (predicted - clean).square().mean((1, 2, 3, 4))
+    start = (context.latents - clean).square().mean()
+    return error.mean(), {"x0_error_over_condition": (error.mean() / start).item()}
+
+
+@torch.inference_mode()
+def evaluate_latents(
+    model: Stage2Model, latents: LatentSet, autoencoder: Autoencoder, steps: int = 2
+) -> dict[str, float]:
+    """PSNR [dB] of generated pictures and of the decoded condition, frame by frame."""
+    generated, condition = [], []
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, *latents.clean.shape[1:2], 1, *latents.clean.shape[2:], generator=generator)
+    for views in np.unique(latents.data.views):
+        index = np.flatnonzero(latents.data.views == views)
+        for start in range(0, len(index), 16):
+            part = index[start : start + 16, None]
+            context = clip_context(model, latents, part)
+            clean = sample(model, context, noise.expand(len(part), -1, -1, -1, -1), steps=steps)
+            truth = torch.from_numpy(latents.data.wrist[part[:, 0]]).permute(0, 3, 1, 2) / 255
+            for values, z in ((generated, clean), (condition, context.latents)):
+                picture = autoencoder.decode(z[:, :, 0]).clamp(0, 1)
+                values.append(-10 * torch.log10((picture - truth).square().mean((1, 2, 3))))
+    return {
+        "psnr": torch.cat(generated).mean().item(),
+        "psnr_condition": torch.cat(condition).mean().item(),
+    }
+
+
+def train_stage2(
+    train_folder: Path,
+    val_folder: Path,
+    work: Path,
+    out: Path,
+    loop: LoopConfig,
+    stage1: Path,
+    autoencoder_folder: Path,
+) -> dict[str, float]:
+    """Build conditions, train, evaluate on val, write the weights."""
+    if stage1.name != "stage1":
+        raise InvalidInputError(f"--stage1 {stage1}: give the 'stage1' folder of a model.")
+    autoencoder = Autoencoder.from_config(read_config(autoencoder_folder)["config"])
+    load_weights(autoencoder_folder, autoencoder)
+    autoencoder.eval().requires_grad_(False)
+    torch.manual_seed(loop.seed)
+    model = Stage2Model()
+    text = TextEncoder(model.config.text_tokens)
+    sets = []
+    for name, folder in (("train", train_folder), ("val", val_folder)):
+        data = build_conditions(folder, stage1.parent, work / f"conditions_{name}")
+        sets.append(encode_set(data, autoencoder, text))
+    data, val = sets
+
+    def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        assert isinstance(net, Stage2Model)
+        index = draw_clips(data.data, loop.batch_size, generator)
+        B = len(index)
+        drops = (
+            torch.rand(B, generator=generator) < DROP_TEXT,
+            torch.rand(B, generator=generator) < DROP_ANCHORS,
+        )
+        context = clip_context(net, data, index, drops)
+        clean = data.clean[index].float().transpose(1, 2)
+        return flow_matching_loss(net, context, clean, generator)
+
+    def evaluate(net: nn.Module) -> dict[str, float]:
+        assert isinstance(net, Stage2Model)
+        return evaluate_latents(net, val, autoencoder)
+
+    ema = train(model, compute, work, loop, evaluate=evaluate, evaluate_every=400)
+    model.load_state_dict(ema.state)
+    model.eval()
+    scores = {
+        f"steps_{steps}": evaluate_latents(model, val, autoencoder, steps) for steps in (1, 2, 4, 8)
+    }
+    save_weights(
+        out,
+        model,
+        model.config_dict(),
+        {
+            "training": training_record(
+                loop,
+                {
+                    "stage1_sha256": read_config(stage1)["sha256"],
+                    "autoencoder_sha256": read_config(autoencoder_folder)["sha256"],
+                },
+            ),
+            "scores": {"split": "val", **scores},
+        },
+    )
+    return scores["steps_2"]
