@@ -14,8 +14,11 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "wristworld_ros/__init__.p
 README = ROOT / "README.md"
 
 INSTALL_REQUIRES = [
+    "apsw>=3.40",
     "av>=14",
+    'backports.zstd>=1; python_version<"3.14"',
     "diffusers>=0.35",
+    "lz4>=4",
     "matplotlib>=3.7",
     "numpy>=1.26",
     "open_clip_torch>=3.0",
@@ -30,6 +33,7 @@ INSTALL_REQUIRES = [
     "tqdm>=4.60",
     "transformers>=4.50",
     "transforms3d>=0.4.2",
+    "typing_extensions>=4.5",
 ]
 TEST = ["hypothesis>=6", "pytest>=8", "pytest-timeout>=2", "pytest-xdist>=3"]
 EXTRAS_REQUIRE = {

@@ -9,6 +9,7 @@ from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
+
 from wristworld_ros.nodes.graph import ARGUMENTS, PACKAGE, Argument, NodeSpec, build_graph
 from wristworld_ros.nodes.process import dds_environment
 

@@ -64,15 +64,21 @@ def setup_script(prefix: Path, distribution: str) -> str:
 def main() -> int:
     """Repair the environment that runs this file."""
     if sys.prefix == sys.base_prefix:
-        print(f"error: {sys.executable} is not the python of a virtual environment; run this with "
-              "the one that the ROS wheels are installed in.", file=sys.stderr)
+        print(
+            f"error: {sys.executable} is not the python of a virtual environment; run this with "
+            "the one that the ROS wheels are installed in.",
+            file=sys.stderr,
+        )
         return 1
     installed = {d.metadata["Name"].lower() for d in distributions() if d.metadata["Name"]}
     found = [name for name in DISTRIBUTIONS if f"ros-{name}-rclpy" in installed]
     if len(found) != 1:
-        print(f"error: found the ROS wheels of {' and '.join(found) or 'no distribution'} in "
-              f"{sys.prefix}, need those of one. Install requirements/ros-jazzy.txt or "
-              "ros-kilted.txt into a new environment.", file=sys.stderr)
+        print(
+            f"error: found the ROS wheels of {' and '.join(found) or 'no distribution'} in "
+            f"{sys.prefix}, need those of one. Install requirements/ros-jazzy.txt or "
+            "ros-kilted.txt into a new environment.",
+            file=sys.stderr,
+        )
         return 1
     import numpy
 
@@ -82,7 +88,9 @@ def main() -> int:
     for name in ("setup", "local_setup"):
         for shell in ("sh", "bash", "zsh"):
             (prefix / f"{name}.{shell}").write_text(script)
-    print(f"ROS 2 {found[0]}: {changed} CMake files repaired; `source {prefix}/setup.bash` for colcon")
+    print(
+        f"ROS 2 {found[0]}: {changed} CMake files repaired; `source {prefix}/setup.bash` for colcon"
+    )
     return 0
 
 

@@ -32,13 +32,18 @@ sys.exit(main())
 def main() -> int:
     """Write the link, the path file and the command."""
     if sys.prefix == sys.base_prefix:
-        print(f"error: {sys.executable} is not the python of a virtual environment.", file=sys.stderr)
+        print(
+            f"error: {sys.executable} is not the python of a virtual environment.", file=sys.stderr
+        )
         return 1
     root, prefix = Path(__file__).resolve().parents[1], Path(sys.prefix)
     site_packages = Path(sysconfig.get_paths()["purelib"])
     if (site_packages / PACKAGE).exists():
-        print(f"error: {site_packages / PACKAGE} is an installed copy that would hide the source "
-              "tree. Remove it (`pip uninstall wristworld_ros`, or the folder).", file=sys.stderr)
+        print(
+            f"error: {site_packages / PACKAGE} is an installed copy that would hide the source "
+            "tree. Remove it (`pip uninstall wristworld_ros`, or the folder).",
+            file=sys.stderr,
+        )
         return 1
 
     link = prefix / "source" / PACKAGE

@@ -69,7 +69,9 @@ def merge(locks: dict[str, dict[str, str]]) -> list[str]:
 
 def main() -> int:
     """Resolve with every interpreter given, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("python", nargs="+", help="interpreters, one for each supported version")
     locks = dict(resolve(python) for python in parser.parse_args().python)
     lines = merge(locks)

@@ -15,6 +15,7 @@ pytest.importorskip("wristworld_ros.msg")
 sys.path.insert(0, str(Path(__file__).parent))  # for ros_bench
 
 from ros_bench import CAMERAS, FAST, HEIGHT, NODES, WIDTH, Bench, save_tiny_models
+
 from wristworld_ros.nodes.graph import build_graph
 from wristworld_ros.nodes.parameters import PARAMETERS
 from wristworld_ros.nodes.session import isolated_environment
@@ -32,17 +33,12 @@ def anchor_camera() -> CameraModel:
     return CameraModel.from_fov(0.9, WIDTH, HEIGHT)
 
 
-
 @pytest.fixture(scope="session")
-def bench(
-    tiny_models: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Bench]:
+def bench(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """The two nodes in processes of their own, and a bench in their domain."""
     environment = {**isolated_environment(), "ROS_PYTHON_CHECK_FIELDS": "1"}
     log = tmp_path_factory.mktemp("log") / "nodes.log"
-    extra = {
-        n: {"model_path": str(tiny_models), "cameras": list(CAMERAS), **FAST} for n in NODES
-    }
+    extra = {n: {"model_path": str(tiny_models), "cameras": list(CAMERAS), **FAST} for n in NODES}
     specs = build_graph({}, extra)
     patch = pytest.MonkeyPatch()
     for name, value in environment.items():
@@ -71,4 +67,3 @@ def bench(
             codes = graph.stop()
             patch.undo()
     assert set(codes.values()) == {0}, log.read_text()[-3000:]
-

@@ -19,6 +19,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
+
 from wristworld_ros.data.messages import (
     camera_info_fields,
     compressed_image_fields,
@@ -46,7 +47,13 @@ NODES = ("reconstruction_node", "generation_node")
 WIDTH, HEIGHT = 64, 48
 #: 2024-01-01, as in a recorded bag.
 EPOCH_NS = 1_704_067_200 * 10**9
-FAST = {"input_timeout": 0.6, "diagnostics_period": 0.2, "threads": 1, "device": "cpu"}
+FAST = {
+    "input_timeout": 0.6,
+    "diagnostics_period": 0.2,
+    "input_reliability": "reliable",
+    "threads": 1,
+    "device": "cpu",
+}
 TRANSITIONS = {
     "configure": Transition.TRANSITION_CONFIGURE,
     "activate": Transition.TRANSITION_ACTIVATE,
@@ -131,7 +138,9 @@ class Bench:
         """Spin until ``condition`` gives something true, and return that."""
         deadline = time.monotonic() + patience_s
         while not (result := condition()):
-            assert time.monotonic() < deadline, f"{what}: not within {patience_s:g} s"
+            if time.monotonic() > deadline:
+                said = {n: s.message for n, s in self.statuses.items()}
+                raise AssertionError(f"{what}: not within {patience_s:g} s; nodes say {said}")
             self.executor.spin_once(timeout_sec=0.05)
         return result
 
@@ -152,7 +161,8 @@ class Bench:
         return bool(self.call(ChangeState, f"/{node}/change_state", request).success)
 
     def state(self, node: str) -> str:
-        return str(self.call(GetState, f"/{node}/get_state", GetState.Request()).current_state.label)
+        answer = self.call(GetState, f"/{node}/get_state", GetState.Request())
+        return str(answer.current_state.label)
 
     def set(self, node: str, **values: Any) -> dict[str, str]:
         """Set parameters; returns name -> reason of those that were refused."""
@@ -176,9 +186,17 @@ class Bench:
             assert not self.set(node, **{**self.defaults[node], **ours})
             assert self.transition(node, "configure")
             assert self.transition(node, "activate")
+        self.statuses.clear()
+        self.wait("one node connected with the other", self._linked)
         for messages in self.received.values():
             messages.clear()
-        self.statuses.clear()
+
+    def _linked(self) -> bool:
+        """Whether the condition map reaches generation_node (and this bench)."""
+        status = self.statuses.get("reconstruction_node: outputs")
+        counts = {v.key: int(v.value) for v in status.values} if status else {}
+        links = [n for topic, n in counts.items() if "/condition/" in topic]
+        return len(links) == 3 and min(links) >= 2
 
     # --- inputs -----------------------------------------------------------------------------------
 
@@ -217,9 +235,7 @@ class Bench:
 
     def image(self, name: str, stamp_ns: int) -> Image:
         pixels = np.random.default_rng(stamp_ns % 2**32).integers(40, 250, (HEIGHT, WIDTH, 3))
-        fields = image_fields(
-            pixels.astype(np.uint8), "rgb8", stamp_ns, f"{name}_optical_frame"
-        )
+        fields = image_fields(pixels.astype(np.uint8), "rgb8", stamp_ns, f"{name}_optical_frame")
         return fill(Image(), fields)
 
     def compressed(self, name: str, stamp_ns: int) -> CompressedImage:
@@ -258,15 +274,9 @@ class Bench:
                 return status if all(w in status.message for w in words) else None
             return None
 
-        try:
-            return self.wait(f"{component} saying {words}", found, 30.0)
-        except AssertionError:
-            said = {n: s.message for n, s in self.statuses.items()}
-            raise AssertionError(f"{component} does not say {words}; {said}") from None
+        return self.wait(f"{component} saying {words}", found)
 
 
 def stamp_of(message: Any) -> int:
     header = message.header if hasattr(message, "header") else message.transforms[0].header
     return header.stamp.sec * 10**9 + header.stamp.nanosec
-
-

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from ros_bench import CAMERAS, NODES, Bench
 from sensor_msgs.msg import CameraInfo, Image
+
 from wristworld_ros.msg import WristEstimate
 from wristworld_ros.types import CameraModel
-
-from ros_bench import CAMERAS, NODES, Bench
 
 pytestmark = pytest.mark.ros
 
@@ -56,9 +56,7 @@ def test_missing_camera_info(bench: Bench) -> None:
     bench.restart(cameras=["uncalibrated"], pose_source="kinematic")
     stamp, bench.next_stamp = bench.next_stamp, bench.next_stamp + 200_000_000
     bench.send_hand(stamp)
-    bench.publisher("/uncalibrated/image_raw", Image, 2).publish(
-        bench.image("uncalibrated", stamp)
-    )
+    bench.publisher("/uncalibrated/image_raw", Image, 2).publish(bench.image("uncalibrated", stamp))
     bench.wait_for_problem(
         "reconstruction_node: input /uncalibrated/camera_info",
         "calibration of camera 'uncalibrated'",
@@ -152,7 +150,7 @@ def test_camera_info_of_another_size(bench: Bench) -> None:
 
 
 def test_qos_that_does_not_match(bench: Bench) -> None:
-    bench.restart(cameras=["fast"], input_reliability="reliable")
+    bench.restart(cameras=["fast"])
     profile = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
     publisher = bench.node.create_publisher(Image, "/fast/image_raw", profile)
     try:

@@ -7,12 +7,12 @@ import random
 import numpy as np
 import pytest
 from rclpy.qos import ReliabilityPolicy
+from ros_bench import CAMERAS, NODES, Bench
 from sensor_msgs.msg import CompressedImage
+
 from wristworld_ros.data.messages import decode_image, decode_point_cloud, decode_transform
 from wristworld_ros.msg import GenerationStatus, WristEstimate
 from wristworld_ros.types import CameraModel
-
-from ros_bench import CAMERAS, NODES, Bench
 
 pytestmark = pytest.mark.ros
 
@@ -60,7 +60,7 @@ def test_every_output_carries_the_stamp_of_the_anchor_images(
 def test_every_frame_is_accounted_for_when_the_nodes_cannot_keep_up(
     bench: Bench, anchor_camera: CameraModel
 ) -> None:
-    bench.restart(input_reliability="reliable", sync_queue=50)
+    bench.restart(sync_queue=50)
     bench.send_set(anchor_camera)
     for _ in range(24):  # as fast as they leave
         stamp, bench.next_stamp = bench.next_stamp, bench.next_stamp + 33_333_333
@@ -81,24 +81,28 @@ def test_every_frame_is_accounted_for_when_the_nodes_cannot_keep_up(
     bench.wait("the pictures", lambda: len(bench.received["/wrist/image_raw"]) == out)
 
 
-def test_outputs_are_reliable_and_inputs_best_effort_unless_asked_otherwise(bench: Bench) -> None:
-    bench.restart()
+def test_reliability_of_inputs_and_outputs_follows_the_parameters(bench: Bench) -> None:
+    bench.restart(input_reliability="best_effort")
     published = bench.node.get_publishers_info_by_topic("/wrist/image_raw")
     assert [p.qos_profile.reliability for p in published] == [ReliabilityPolicy.RELIABLE]
     topic = "/anchor_0/image_raw"
     asked = bench.wait(
         "both nodes listening",
-        lambda: (found := bench.node.get_subscriptions_info_by_topic(topic))
-        and len(found) == 2
-        and found,
+        lambda: (
+            (found := bench.node.get_subscriptions_info_by_topic(topic))
+            and len(found) == 2
+            and found
+        ),
     )
     assert {s.qos_profile.reliability for s in asked} == {ReliabilityPolicy.BEST_EFFORT}
     bench.restart(output_reliability="best_effort")
     published = bench.wait(
         "the new publisher",
-        lambda: (found := bench.node.get_publishers_info_by_topic("/wrist/image_raw"))
-        and len(found) == 1
-        and found,
+        lambda: (
+            (found := bench.node.get_publishers_info_by_topic("/wrist/image_raw"))
+            and len(found) == 1
+            and found
+        ),
     )
     assert published[0].qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
 
@@ -115,7 +119,7 @@ def test_compressed_cameras(bench: Bench, anchor_camera: CameraModel) -> None:
 
 
 def test_chunks_give_every_frame_a_picture(bench: Bench, anchor_camera: CameraModel) -> None:
-    bench.restart(mode="chunk", chunk_length=2, input_reliability="reliable")
+    bench.restart(mode="chunk", chunk_length=2)
     sent = []
     for _ in range(5):  # two chunks, and one frame that leaves when nothing follows
         sent.append(bench.send_set(anchor_camera))

@@ -37,8 +37,6 @@ def run(args: argparse.Namespace) -> int:
 
 def collect(check: bool = False) -> dict[str, Any]:
     """What ``info`` prints, as plain values."""
-    import torch
-
     import wristworld_ros
 
     return {
@@ -46,9 +44,7 @@ def collect(check: bool = False) -> dict[str, Any]:
         "code": str(Path(wristworld_ros.__file__).resolve().parent),
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.platform()}, {os.cpu_count()} CPUs",
-        "cuda devices": [
-            torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())
-        ],
+        "cuda devices": _cuda_devices(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "backends": [name for name in BACKENDS if find_spec(name) is not None],
         "ros": {
@@ -67,8 +63,19 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _cuda_devices() -> list[str]:
+    if find_spec("torch") is None:
+        return []
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
 def _weights(check: bool) -> dict[str, dict[str, Any]]:
     from wristworld_ros.resources import model_dir, model_names
+
+    if find_spec("torch") is None:
+        return {name: {"folder": str(model_dir(name))} for name in model_names()}
     from wristworld_ros.weights import FILE, read_config, sha256_of
 
     found: dict[str, dict[str, Any]] = {}

@@ -13,11 +13,11 @@ from wristworld_ros.evaluation.drawing import (
     GENERATED,
     IMAGINED,
     MUTED,
-    TEXT,
     TRUE,
     Canvas,
     confidence_map,
     error_map,
+    font,
     show_holes,
     show_imagined,
 )
@@ -26,6 +26,8 @@ from wristworld_ros.types import Image
 PAD, GAP, LABEL = 16, 10, 24
 #: Heights of the large tiles and of the strip below them [px].
 MAIN, STRIP, HEAD = 336, 132, 44
+#: Largest width of a large tile [px]; wide pictures become less high instead.
+MAIN_WIDTH = 440
 #: Height of a tile of the contact sheet [px], and its rows.
 SHEET_TILE, SHEET_ROWS = 150, 6
 
@@ -66,20 +68,24 @@ class Panels:
 def video_frame(panels: Panels, title: str, instruction: str) -> Image:
     """One frame: anchors left, condition map, generated view, true view; confidence below."""
     h, w = panels.generated.shape[:2]
-    main_w = round(MAIN * w / h)
+    main_w = min(round(MAIN * w / h), MAIN_WIDTH)
+    main_h = min(MAIN, round(main_w * h / w))
     columns = 1 if len(panels.anchors) <= 2 else 2
     rows = ceil(len(panels.anchors) / columns)
-    tile_h = (MAIN - (rows - 1) * (LABEL + 4)) // rows
+    tile_h = (main_h - (rows - 1) * (LABEL + 4)) // rows
     first = next(iter(panels.anchors.values()))
     tile_w = round(tile_h * first.shape[1] / first.shape[0])
     left_w = max(columns * tile_w + (columns - 1) * GAP, 270)
     tiles = 3 if panels.truth is not None else 2
     width = 2 * PAD + left_w + tiles * (main_w + GAP)
     width += width % 2
-    height = HEAD + LABEL + MAIN + LABEL + STRIP + 2 * PAD
+    height = HEAD + LABEL + main_h + LABEL + STRIP + 2 * PAD
     height += height % 2
     canvas = Canvas(width, height)
     canvas.text(title, PAD, 12, 19, bold=True)
+    if instruction:
+        start = round(PAD + 24 + font(19, True).getlength(title))
+        canvas.text(f"“{instruction}”", start, 14, 16, MUTED, width=width - start - 120)
     canvas.text(f"t = {panels.seconds:.1f} s", width - PAD, 14, 16, MUTED, anchor="ra")
     top = HEAD + LABEL
     for i, (name, image) in enumerate(panels.anchors.items()):
@@ -87,11 +93,11 @@ def video_frame(panels: Panels, title: str, instruction: str) -> Image:
         y = top + (i // columns) * (tile_h + LABEL + 4)
         canvas.tile(image, x, y, tile_w, tile_h, name)
     x0 = PAD + left_w + GAP
-    below = top + MAIN + LABEL
+    below = top + main_h + LABEL
     holes = show_holes(panels.condition, panels.mask)
-    canvas.tile(holes, x0, top, main_w, MAIN, "condition map (hatched: unseen)")
+    canvas.tile(holes, x0, top, main_w, main_h, "condition map (hatched: unseen)")
     x1 = x0 + main_w + GAP
-    canvas.tile(panels.generated, x1, top, main_w, MAIN, "generated wrist view", GENERATED)
+    canvas.tile(panels.generated, x1, top, main_w, main_h, "generated wrist view", GENERATED)
     imagined = show_imagined(panels.generated, panels.confidence)
     half = (main_w - GAP) // 2
     canvas.tile(imagined, x0, below, half, STRIP, "imagined tinted", IMAGINED)
@@ -99,10 +105,10 @@ def video_frame(panels: Panels, title: str, instruction: str) -> Image:
     canvas.tile(confidence_map(panels.confidence), x1, below, main_w, STRIP, "confidence")
     if panels.truth is not None:
         x2 = x1 + main_w + GAP
-        canvas.tile(panels.truth, x2, top, main_w, MAIN, "true wrist view", TRUE)
+        canvas.tile(panels.truth, x2, top, main_w, main_h, "true wrist view", TRUE)
         error = error_map(panels.generated, panels.truth)
         canvas.tile(error, x2, below, main_w, STRIP, "difference to the true view")
-    _numbers(canvas, panels, instruction, PAD, below - LABEL, left_w)
+    _numbers(canvas, panels, PAD, below, left_w)
     return canvas.array()
 
 
@@ -115,16 +121,15 @@ def _legend(canvas: Canvas, panels: Panels, x: int, y: int, width: int) -> None:
     canvas.text(f"pose: {panels.source}", x, y + 106, 15, MUTED, width=width)
 
 
-def _numbers(canvas: Canvas, panels: Panels, instruction: str, x: int, y: int, width: int) -> None:
-    canvas.text(f"“{instruction}”" if instruction else "", x, y, 15, TEXT, width=width)
+def _numbers(canvas: Canvas, panels: Panels, x: int, y: int, width: int) -> None:
     if panels.scores:
         rows = [["", "PSNR dB", "SSIM", "LPIPS"], ["generated", *_cells(panels.scores)]]
         if panels.reference:
             rows.append(["inpainted splat", *_cells(panels.reference)])
-        y = canvas.table(rows, x, y + 30, (width - 200, 76, 58, 66), highlight=1, size=14)
+        y = canvas.table(rows, x, y, (width - 200, 76, 58, 66), highlight=1, size=14)
     else:
-        canvas.text("no true wrist view to compare with", x, y + 30, 14, MUTED, width=width)
-        y += 54
+        canvas.text("no true wrist view to compare with", x, y, 14, MUTED, width=width)
+        y += 24
     if panels.pose_error is not None:
         mm, deg = panels.pose_error
         canvas.text(f"pose error {mm:.0f} mm, {deg:.1f}°", x, y + 10, 15, MUTED, width=width)

@@ -134,15 +134,17 @@ class LPIPS(nn.Module):
         """Distances of pairs.
 
         Args:
-            a, b: B x 3 x H x W in [-1, 1].
+            a: B x 3 x H x W in [-1, 1].
+            b: the same, or one picture that all are compared with.
 
         Returns:
             B distances.
         """
-        if a.shape != b.shape or a.ndim != 4 or min(a.shape[2:]) < _MIN_SIDE[self.net]:
+        fit = a.ndim == 4 and b.shape[1:] == a.shape[1:] and len(b) in (1, len(a))
+        if not fit or min(a.shape[2:]) < _MIN_SIDE[self.net]:
             raise InvalidInputError(
-                f"LPIPS of tensors {tuple(a.shape)} and {tuple(b.shape)}; need two of one shape "
-                f"B x 3 x H x W with sides of at least {_MIN_SIDE[self.net]} px."
+                f"LPIPS of tensors {tuple(a.shape)} and {tuple(b.shape)}; need two of "
+                f"B x 3 x H x W (the second may have B = 1) with sides of at least {_MIN_SIDE[self.net]} px."
             )
         _, pooling, compared = _LAYOUT[self.net]
         x = (torch.cat([a, b]) - self.shift) / self.scale
@@ -165,21 +167,22 @@ def _network(net: str) -> LPIPS:
 
 
 def lpips(a: Sequence[Image], b: Sequence[Image], net: str = "alexnet") -> list[float]:
-    """Distances of pairs of H x W x 3 uint8 pictures, all of one size.
+    """Distances of pairs of H x W x 3 uint8 pictures of one size, or of all ``a`` to a single b.
 
     Raises:
         WeightsError: the weights are not installed, or altered.
     """
-    if len(a) != len(b):
+    if len(b) not in (1, len(a)):
         raise InvalidInputError(f"LPIPS of {len(a)} and {len(b)} pictures; need pairs.")
     network = _network(net)
     out: list[float] = []
     with torch.inference_mode():
         for i in range(0, len(a), 8):
-            x, y = (
-                torch.from_numpy(np.stack(images[i : i + 8])).permute(0, 3, 1, 2).float() / 127.5
-                - 1
-                for images in (a, b)
-            )
+            x = _tensor(a[i : i + 8])
+            y = _tensor(b if len(b) == 1 else b[i : i + 8])
             out += network(x, y).tolist()
     return out
+
+
+def _tensor(images: Sequence[Image]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

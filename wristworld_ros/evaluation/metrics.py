@@ -35,11 +35,21 @@ def psnr(a: Image, b: Image, mask: NDArray[np.bool_] | None = None) -> float:
     Returns:
         NaN when the mask is empty.
     """
+    return psnr_of(squared_error(a, b), mask)
+
+
+def squared_error(a: Image, b: Image) -> FloatArray:
+    """Squared difference per pixel, mean over channels: H x W."""
     _check_pair(a, b)
-    squared = (a.astype(np.float64) - b.astype(np.float64)) ** 2
+    difference = a.astype(np.int32) - b.astype(np.int32)
+    return np.square(difference).sum(2) / 3.0
+
+
+def psnr_of(squared: FloatArray, mask: NDArray[np.bool_] | None = None) -> float:
+    """PSNR [dB] of a ``squared_error``, over the pixels of a mask; NaN when it is empty."""
     if mask is not None:
-        if mask.shape != a.shape[:2]:
-            raise InvalidInputError(f"mask {mask.shape} does not fit pictures {a.shape[:2]}.")
+        if mask.shape != squared.shape:
+            raise InvalidInputError(f"mask {mask.shape} does not fit pictures {squared.shape}.")
         squared = squared[mask]
     if squared.size == 0:
         return float("nan")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from wristworld_ros.evaluation.layout import SHEET_ROWS, Panels, contact_sheet, 
 from wristworld_ros.evaluation.metrics import fit_truth, pose_error_mm_deg
 from wristworld_ros.evaluation.scores import Means, percentiles, regions, score_frame, spread
 from wristworld_ros.evaluation.video import VideoWriter
-from wristworld_ros.training.provenance import git_commit, hardware
 from wristworld_ros.types import AnchorFrame, ConditionMap, FloatArray, Image
 
 if TYPE_CHECKING:
@@ -39,12 +37,6 @@ BASELINES: Mapping[str, str] = {
 GENERATED = "generated"
 _HEAD = ("", "PSNR dB", "SSIM", "LPIPS", "covered", "holes", "near", "far")
 _METRICS = ("psnr", "ssim", "lpips", "psnr_covered", "psnr_holes", "psnr_near", "psnr_far")
-
-
-def provenance(**more: Any) -> dict[str, Any]:
-    """Commit, command, hardware and what else the caller knows (seed, weights)."""
-    command = " ".join(["wristworld", *sys.argv[1:]])
-    return {"commit": git_commit(), "command": command, "hardware": hardware(), **more}
 
 
 class EpisodeReport:
@@ -92,6 +84,7 @@ class EpisodeReport:
         self._instruction = ""
         self._first_truth: Image | None = None
         self._previous_truth: Image | None = None
+        self._saved: dict[str, Any] | None = None
         self.frames = 0
 
     def add(
@@ -248,9 +241,37 @@ class EpisodeReport:
                 rows.append([label, *(_cell(m, scores[name]) for m in _METRICS)])
         return rows
 
+    def summary_text(self) -> str:
+        """Frames, coverage, pose error, speed and drops, in a few lines."""
+        m = self._saved or self.metrics()
+        lines = [f"{self._heading}: {self.frames} frames, {m['seconds']:.1f} s"]
+        if m["coverage"]:
+            sources = ", ".join(f"{k} {n}" for k, n in m["pose_source"].items())
+            lines.append(
+                f"covered {m['coverage']['mean']:.1%}, "
+                f"imagined {m['imagined_fraction']['mean']:.1%}"
+                f", wrist pose: {sources}"
+            )
+        if m["pose_error"]:
+            mm, deg = m["pose_error"]["mm"], m["pose_error"]["deg"]
+            lines.append(
+                f"pose error median {mm['median']:.1f} mm, {deg['median']:.2f} deg; "
+                f"largest {mm['max']:.1f} mm, {deg['max']:.2f} deg"
+            )
+        total = m["latency_s"].get("total")
+        if total:
+            lines.append(
+                f"time per frame p50 {total['p50'] * 1e3:.0f} ms, p99 {total['p99'] * 1e3:.0f} ms"
+            )
+        dropped = {k: n for k, n in m.get("frames", {}).get("images_dropped", {}).items() if n}
+        if dropped:
+            lines.append("images dropped: " + ", ".join(f"{k} {n}" for k, n in dropped.items()))
+        lines += [f"damage: {d}" for d in m.get("damage", [])]
+        return "\n".join(lines)
+
     def save(self, **more: Any) -> dict[str, Any]:
         """Write metrics.json, contact_sheet.png and the end of the video; returns the metrics."""
-        metrics = self.metrics(**more)
+        metrics = self._saved = self.metrics(**more)
         if self._panels:
             chosen = np.linspace(0, len(self._panels) - 1, min(SHEET_ROWS, len(self._panels)))
             rows = [self._panels[i] for i in np.unique(np.round(chosen).astype(int))]

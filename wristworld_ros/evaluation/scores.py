@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wristworld_ros.evaluation.lpips import lpips
-from wristworld_ros.evaluation.metrics import psnr, ssim
+from wristworld_ros.evaluation.metrics import psnr_of, squared_error, ssim
 from wristworld_ros.types import Image
 
 #: Pixels nearer than this to the wrist camera are the gripper and what it holds [m].
@@ -57,10 +57,11 @@ def score_frame(
     """
     out: dict[str, dict[str, float]] = {}
     for name, picture in pictures.items():
-        out[name] = {"psnr": psnr(picture, truth), "ssim": ssim(picture, truth)}
-        out[name].update({f"psnr_{p}": psnr(picture, truth, m) for p, m in parts.items()})
+        squared = squared_error(picture, truth)
+        out[name] = {"psnr": psnr_of(squared), "ssim": ssim(picture, truth)}
+        out[name].update({f"psnr_{p}": psnr_of(squared, m) for p, m in parts.items()})
     if with_lpips:
-        distances = lpips(list(pictures.values()), [truth] * len(pictures))
+        distances = lpips(list(pictures.values()), [truth])
         for name, value in zip(pictures, distances, strict=True):
             out[name]["lpips"] = value
     return out

@@ -68,7 +68,7 @@ class VideoWriter:
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = _BASE
         if has_h264:
-            self._stream.options = {"crf": str(self._quality), "preset": "medium"}
+            self._stream.options = {"crf": str(self._quality), "preset": "veryfast"}
         else:
             self._stream.bit_rate = 8_000_000
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wristworld_ros.errors import InvalidInputError
-from wristworld_ros.geometry.camera import unproject
+from wristworld_ros.geometry.camera import pixel_rays
 from wristworld_ros.geometry.transforms import apply
 from wristworld_ros.types import CameraModel, Image, PointCloud
 
@@ -42,26 +42,22 @@ def cloud_from_depth(
     for i, (image, depth, camera, pose) in enumerate(
         zip(images, depths, cameras, poses, strict=True)
     ):
-        if image.shape[:2] != depth.shape:
+        sizes = {image.shape[:2], depth.shape, (camera.height, camera.width)}
+        if len(sizes) > 1:
             raise InvalidInputError(
-                f"view {i}: image {image.shape[:2]} and depth {depth.shape} differ in size; "
-                "resize the depth to the image."
+                f"view {i}: image, depth and camera differ in size (height, width): {sorted(sizes)}; "
+                "resize the depth and the camera to the image."
             )
         confidence = (
             np.ones(depth.shape, np.float32) if confidences is None else confidences[i]
         ).astype(np.float32)
         valid = np.isfinite(depth) & (depth > 0) & (depth <= max_depth)
         valid &= confidence >= min_confidence
-        points = apply(pose, unproject(np.where(valid, depth, 0), camera)[valid])
-        parts.append(
-            (
-                points.astype(np.float32),
-                image[valid],
-                confidence[valid],
-                (depth[valid] / np.sqrt(camera.K[0, 0] * camera.K[1, 1])).astype(np.float32),
-                np.full(len(points), i, np.uint8),
-            )
-        )
+        z = depth[valid].astype(np.float32)
+        points = apply(pose, pixel_rays(camera).astype(np.float32)[valid] * z[:, None])
+        focal = np.float32(np.sqrt(camera.K[0, 0] * camera.K[1, 1]))
+        source = np.full(len(points), i, np.uint8)
+        parts.append((points, image[valid], confidence[valid], z / focal, source))
     return PointCloud(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 

@@ -57,7 +57,7 @@ _REFUSALS: tuple[tuple[type[Exception], str, int], ...] = (
 )
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 - the word that users read
     """One set of images gives no output: why, for the counters, the messages and people."""
 
     def __init__(self, cause: str, code: int, text: str) -> None:

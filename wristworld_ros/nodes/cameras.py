@@ -106,7 +106,7 @@ class CameraInputs:
         self._counted: dict[str, int] = {}
         self._newest_ns = 0
         message_type, suffix, decode = image_decoder(p.image_transport)
-        profile = qos.image(p.input_reliability)
+        profile = qos.image(p.input_reliability, p.sync_queue)
         for key in keys:
             is_depth = key.endswith(_DEPTH)
             topic = key if is_depth else key + suffix

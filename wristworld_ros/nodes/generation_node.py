@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from wristworld_ros.data.augment import status_fields
 from wristworld_ros.data.messages import (
     camera_info_fields,
     compressed_image_fields,
@@ -137,7 +138,7 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             topic = f"wrist/condition/{part}"
             kind = f"sensor_msgs/msg/{message_type.__name__}"
             role = f"{part} of the condition map, from reconstruction_node"
-            profile = qos.image(self.parameters.output_reliability)
+            profile = qos.image(self.parameters.output_reliability, self.parameters.sync_queue)
             monitor = InputMonitor(topic, kind, profile, role, cure=_CONDITION_CURE)
             self.subscribe(monitor, message_type, receive)
         self._instruction = InstructionInput(self)
@@ -308,17 +309,10 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             stamp,
             frame_id,
             {
-                "state": M.STATE_GENERATING,
-                "backend": result.backend,
-                "steps": result.steps,
+                **status_fields(result, 0, 0),
                 "latency": latency,
                 "latency_stages": list(stages),
                 "latency_seconds": np.array(list(stages.values()), np.float32),
-                "coverage": result.coverage,
-                "imagined_fraction": result.imagined_fraction,
-                "model_id": result.model_id,
-                "model_sha256": result.model_sha256,
-                "seed": result.seed,
             },
         )
 
@@ -347,7 +341,7 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             "drop_causes": list(drops),
             "drop_counts": np.array(list(drops.values()), np.uint64),
         }
-        self.publish("wrist/status", fill(M(), {**common, **fields}))
+        self.publish("wrist/status", fill(M(), {**fields, **common}))
 
     # --- diagnostics ------------------------------------------------------------------------------
 
@@ -416,10 +410,10 @@ def _check_picture(result: WristFrame) -> None:
         )
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the executable ``generation_node``."""
-    return run_node(GenerationNode, args)
+    run_node(GenerationNode, args)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

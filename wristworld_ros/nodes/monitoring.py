@@ -232,11 +232,15 @@ def diagnostic(
 
 
 class ProblemLog:
-    """Says each problem in the log when it appears, again every ``period_s``, and when it ends."""
+    """Says each problem in the log when it appears, again ever more rarely, and when it ends.
 
-    def __init__(self, node: Node, period_s: float = 10.0) -> None:
-        self._node, self._period = node, period_s
-        self._said: dict[str, float] = {}
+    Args:
+        first_s, longest_s: time until the first repetition and between later ones at most [s].
+    """
+
+    def __init__(self, node: Node, first_s: float = 10.0, longest_s: float = 300.0) -> None:
+        self._node, self._first, self._longest = node, first_s, longest_s
+        self._said: dict[str, tuple[float, float]] = {}
 
     def update(self, component: str, level: bytes, message: str) -> None:
         """Report the present state of a component."""
@@ -244,10 +248,12 @@ class ProblemLog:
         if level == OK:
             if self._said.pop(component, None) is not None:
                 logger.info(f"{component}: in order again")
-        elif now - self._said.get(component, -1e9) >= self._period:
-            self._said[component] = now
-            if level == ERROR:
-                logger.error(f"{component}: {message}")
-            else:
-                logger.warning(f"{component}: {message}")
-
+            return
+        due, pause = self._said.get(component, (now, self._first))
+        if now < due:
+            return
+        self._said[component] = now + pause, min(2 * pause, self._longest)
+        if level == ERROR:
+            logger.error(f"{component}: {message}")
+        else:
+            logger.warning(f"{component}: {message}")

@@ -78,7 +78,7 @@ class NodeParameters:
     autostart: bool = parameter(
         True, "Configure and activate at start, without a lifecycle manager.", applies="start"
     )
-    cameras: list[str] = parameter(
+    cameras: list[str] = parameter(  # noqa: RUF009 - returns a field
         ["anchor_0", "anchor_1", "anchor_2"],
         "Names of the anchor cameras; each is the prefix of that camera's topics.",
         pattern=CAMERA_NAME,
@@ -343,7 +343,7 @@ def parameters_yaml() -> str:
     """
     lines = [
         "# Parameters of both nodes with their defaults, generated from",
-        "# wristworld_ros/nodes/parameters.py. Copy this file, keep what you change, and start with",
+        "# wristworld_ros/nodes/parameters.py. Copy this file, keep what you change, start with",
         "# ros2 launch wristworld_ros virtual_wrist.launch.py params_file:=yours.yaml",
     ]
     for node, cls in PARAMETERS.items():

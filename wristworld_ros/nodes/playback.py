@@ -37,9 +37,7 @@ def offered_qos(connection: Connection) -> QoSProfile:
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST,
         depth=max(int(offered.get("depth") or 0), 10),
-        reliability=policy(
-            ReliabilityPolicy, _RELIABILITY, offered.get("reliability"), "RELIABLE"
-        ),
+        reliability=policy(ReliabilityPolicy, _RELIABILITY, offered.get("reliability"), "RELIABLE"),
         durability=policy(DurabilityPolicy, _DURABILITY, offered.get("durability"), "VOLATILE"),
     )
 
@@ -134,9 +132,7 @@ class BagPlayer:
 
     def __init__(self, node: Node, path: Path, topics: Collection[str] | None = None) -> None:
         with BagReader(path) as bag:
-            self._messages = [
-                (m.topic, m.log_time_ns, bytes(m.raw)) for m in bag.messages(topics)
-            ]
+            self._messages = [(m.topic, m.log_time_ns, bytes(m.raw)) for m in bag.messages(topics)]
             connections = {c.topic: c for c in bag.connections}
         if not self._messages:
             raise BagError(f"{path} holds no message on {topics or 'any topic'}; nothing to play.")

@@ -6,8 +6,9 @@ import contextlib
 import ctypes
 import os
 import sys
+import traceback
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from wristworld_ros.errors import WristWorldError
 from wristworld_ros.resources import config_file
@@ -40,11 +41,24 @@ def prepare_process() -> None:
             mallopt(parameter, value)
 
 
-def run_node(factory: Callable[[], WristNode], args: Sequence[str] | None = None) -> int:
-    """Spin one node until a signal ends it; returns the exit code.
+def run_node(factory: Callable[[], WristNode], args: Sequence[str] | None = None) -> NoReturn:
+    """Spin one node until a signal ends it, then end the process.
 
-    0 after a signal, 2 when the parameters are wrong (with one line on stderr).
+    The exit code is 0 after a signal, 2 when the parameters are wrong (with one line on stderr).
+    Once node, worker and context are down the process leaves at once: taking torch apart object by
+    object costs seconds, and threads that still hold C++ objects can abort it.
     """
+    try:
+        code = _spin(factory, args)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _spin(factory: Callable[[], WristNode], args: Sequence[str] | None) -> int:
     prepare_process()
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import CameraInfo, Image, JointState, PointCloud2
 from tf2_msgs.msg import TFMessage
 
+from wristworld_ros.data.augment import estimate_fields
 from wristworld_ros.data.messages import (
     camera_info_fields,
     decode_joint_state,
     header_fields,
     image_fields,
     point_cloud_fields,
-    pose_fields,
     stamp_to_ns,
     tf_fields,
     transform_fields,
@@ -49,11 +50,6 @@ from wristworld_ros.types import (
 )
 
 M = WristEstimateMessage
-_SOURCES = {
-    "kinematic": M.SOURCE_KINEMATIC,
-    "learned": M.SOURCE_LEARNED,
-    "fused": M.SOURCE_FUSED,
-}
 
 
 def wrist_camera_from_parameters(p: ReconstructionParameters) -> CameraModel | None:
@@ -329,18 +325,7 @@ class ReconstructionNode(WristNode[CameraSet]):
             cloud = point_cloud_fields(result.cloud, stamp, result.world_frame)
             self.publish("wrist/points", fill(PointCloud2(), cloud))
         fields = {
-            "header": header_fields(stamp, result.world_frame),
-            "child_frame_id": virtual,
-            "pose": {
-                "pose": pose_fields(estimate.T_world_wrist),
-                "covariance": np.asarray(estimate.covariance, np.float64).reshape(36),
-            },
-            "source": _SOURCES[estimate.source],
-            "confidence": float(estimate.confidence),
-            "coverage": float(estimate.coverage),
-            "point_count": int(estimate.point_count),
-            "front_facing_fraction": float(estimate.front_facing_fraction),
-            "reprojection_error": float(estimate.reprojection_error),
+            **estimate_fields(result, virtual),
             "latency": time.monotonic() - item.arrival,
             "latency_stages": list(stages),
             "latency_seconds": np.array(list(stages.values()), np.float32),
@@ -414,10 +399,10 @@ def _check_finite(result: Reconstruction) -> None:
         )
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the executable ``reconstruction_node``."""
-    return run_node(ReconstructionNode, args)
+    run_node(ReconstructionNode, args)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -272,4 +272,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return float("nan")
-

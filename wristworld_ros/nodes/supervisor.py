@@ -15,7 +15,7 @@ from wristworld_ros.nodes.graph import NodeSpec
 from wristworld_ros.nodes.process import dds_environment
 
 #: Time that a process has to end after a signal before it is killed [s].
-GRACE_S = 15.0
+GRACE_S = 30.0
 
 
 class GraphProcesses:

@@ -26,6 +26,7 @@ def train_autoencoder(
     torch.manual_seed(loop.seed)
     model = Autoencoder()
     data, val = ShardSet(train_folder), ShardSet(val_folder)
+    model.fit_linear(_spread(data, 400))
 
     def pictures(size: int, generator: torch.Generator) -> Tensor:
         n = round(size * WRIST_SHARE)
@@ -37,8 +38,7 @@ def train_autoencoder(
         )
         x = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
         flip = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
-        order = torch.randperm(3, generator=generator)
-        return torch.where(flip, x.flip(-1), x)[:, order]
+        return torch.where(flip, x.flip(-1), x)
 
     def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(net, Autoencoder)
@@ -83,3 +83,9 @@ def reconstruction_psnr(model: Autoencoder, data: ShardSet) -> float:
         y = (model.decode(model.encode(x)).clamp(0, 1) * 255).round() / 255
         values.append(-10 * torch.log10((y - x).square().mean((1, 2, 3))))
     return torch.cat(values).mean().item()
+
+
+def _spread(data: ShardSet, count: int) -> Tensor:
+    """``count`` wrist pictures, evenly spread over the set."""
+    index = np.linspace(0, len(data) - 1, count).astype(int)
+    return torch.from_numpy(data.arrays["wrist_rgb"][index]).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,117 @@
+"""Keypoints to pose, correspondences, and the network's invariants at tiny size."""
+
+import numpy as np
+import pytest
+import torch
+
+from wristworld_ros.errors import InvalidInputError
+from wristworld_ros.geometry.transforms import from_quaternion
+from wristworld_ros.reconstruction.backbone import BackboneConfig, base_plane_depth
+from wristworld_ros.reconstruction.correspondence import exact_correspondences
+from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS, KeypointHead, fit_keypoints
+from wristworld_ros.reconstruction.model import Stage1Model, pixel_rays
+
+TINY = BackboneConfig(dim=48, pairs=2, heads=4, stem=(16, 16, 16), kept=(0, 1))
+
+
+def random_pose(seed):
+    rng = np.random.default_rng(seed)
+    q = rng.normal(size=4)
+    T = from_quaternion(rng.uniform(-0.5, 0.5, 3), q / np.linalg.norm(q))
+    return torch.from_numpy(T).float()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_keypoints_of_a_pose_give_it_back(seed):
+    T = random_pose(seed)
+    points = torch.tensor(WRIST_KEYPOINTS) @ T[:3, :3].T + T[:3, 3]
+    torch.testing.assert_close(fit_keypoints(points[None])[0], T, atol=1e-5, rtol=0)
+
+
+def test_noisy_keypoints_still_give_a_rotation():
+    points = torch.randn(4, len(WRIST_KEYPOINTS), 3)
+    R = fit_keypoints(points)[:, :3, :3]
+    torch.testing.assert_close(R @ R.transpose(1, 2), torch.eye(3).expand(4, 3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(R), torch.ones(4))
+
+
+def test_two_views_fix_a_point_that_one_view_misjudges_in_depth():
+    """Across the rays two cameras at a right angle agree, along them their depth is 6 cm off."""
+    head = KeypointHead(8)
+    K = torch.tensor([[100.0, 0, 32], [0, 100, 32], [0, 0, 1]]).expand(1, 2, 3, 3)
+    side = torch.eye(4)
+    side[:3, :3] = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # looks along -x... of world
+    side[:3, 3] = torch.tensor([-1.0, 0, 1])
+    poses = torch.stack([torch.eye(4), side])[None]
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+        head.net[-1].bias[len(WRIST_KEYPOINTS) :] = float(np.log(1.06))
+    # Equal heat everywhere puts each keypoint at the picture's centre.
+    keypoints = head(torch.zeros(1, 2, 8, 16, 16), K, poses)
+    torch.testing.assert_close(keypoints.pixels, torch.full((1, 2, 4, 2), 32.0))
+    truth = torch.tensor([0.0, 0, 1])
+    error = (keypoints.points[0, 0] - truth).norm()
+    assert error < 0.01 < 0.06
+
+
+def test_exact_correspondences_see_what_is_visible():
+    """A fronto-parallel wall seen by both cameras; the anchor's right half is occluded."""
+    K = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])
+    wrist_depth = torch.full((1, 64, 64), 1.0)
+    anchor_depth = torch.full((1, 1, 64, 64), 1.0)
+    anchor_depth[..., 32:] = 0.5
+    eye = torch.eye(4)[None]
+    pairs = exact_correspondences(
+        wrist_depth, K[None], eye, anchor_depth, K[None, None], eye[:, None], grid=8
+    )
+    torch.testing.assert_close(pairs.anchor[0, 0], pairs.wrist[0])
+    left = pairs.wrist[0, :, 0] < 32
+    assert pairs.valid[0, 0, left].all()
+    assert not pairs.valid[0, 0, ~left].any()
+
+
+def test_base_plane_depth_reaches_z_zero():
+    origin, direction = torch.tensor([0.2, 0.1, 0.8]), torch.tensor([0.3, -0.2, -0.5])
+    depth = base_plane_depth(origin, direction)
+    assert (origin + depth * direction)[2].abs() < 1e-6
+    assert base_plane_depth(origin, torch.tensor([0.0, 0, 0.5])) == 4
+
+
+@pytest.mark.parametrize("views", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+def test_any_number_of_views_and_aspect(views, size):
+    torch.manual_seed(0)
+    model = Stage1Model(TINY).eval()
+    with torch.no_grad():
+        out = model(torch.rand(2, views, 3, *size))
+    assert out.depth.shape == out.confidence.shape == (2, views, *size)
+    assert out.cameras[-1].shape == (2, views, 9) and out.wrist[-1].shape == (2, 9)
+    assert (out.depth > 0).all() and (out.confidence >= 1).all()
+
+
+def test_unknown_calibration_is_not_looked_at():
+    torch.manual_seed(0)
+    model = Stage1Model(TINY).eval()
+    x = torch.rand(1, 2, 3, 64, 64)
+    K = torch.tensor([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]]).expand(1, 2, 3, 3)
+    T = torch.stack([random_pose(0), random_pose(1)])[None]
+    with torch.no_grad():
+        nothing = model(x)
+        unknown = model(x, K, T, torch.tensor([[False, False]]))
+        known = model(x, K, T, torch.tensor([[True, True]]))
+    torch.testing.assert_close(nothing.depth, unknown.depth)
+    torch.testing.assert_close(nothing.wrist[-1], unknown.wrist[-1])
+    assert (known.depth - unknown.depth).abs().max() > 1e-3
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(InvalidInputError, match="50 x 64 px.*multiples of 16"):
+        Stage1Model(TINY)(torch.rand(1, 1, 3, 64, 50))
+
+
+def test_pixel_rays_are_at_cell_centres():
+    K = torch.tensor([[10.0, 0, 16], [0, 20, 8], [0, 0, 1]])
+    rays = pixel_rays(K, (2, 4), 8)
+    torch.testing.assert_close(rays[0, 0], torch.tensor([(4 - 16) / 10, (4 - 8) / 20, 1.0]))
+    torch.testing.assert_close(rays[1, 3], torch.tensor([(28 - 16) / 10, (12 - 8) / 20, 1.0]))
