@@ -5,6 +5,7 @@ PYTHON ?=
 TORCH  ?= cpu
 ROS    ?= jazzy
 OUT    ?= out/demo
+WORKERS ?= 2
 
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install -qq --disable-pip-version-check
@@ -36,6 +37,7 @@ help: ## this list
 	@echo '  PYTHON=...    interpreter for $(VENV), one of 3.10 to 3.12 (default: the first found)'
 	@echo '  TORCH=cpu     cpu; cu126, cu128, ... for a CUDA build; pypi for what PyPI has (several GB)'
 	@echo '  ROS=jazzy     jazzy or kilted: which ROS 2 wheels'
+	@echo '  WORKERS=2     test processes side by side; 0 for none'
 	@echo '  ARGS=...      more arguments for demo, test and bench'
 
 setup: $(DONE)/messages $(DONE)/tf2_msgs $(DONE)/packages ## make .venv: packages, ROS 2 wheels, messages
@@ -45,7 +47,7 @@ demo: setup ## simulated robot into the two nodes: video, contact sheet and metr
 
 test: setup ## all tests
 	ROS_PYTHON_CHECK_FIELDS=1 ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST \
-	$(PY) -m pytest --timeout 300 $(ARGS) test
+	$(PY) -m pytest --timeout 300 --numprocesses $(WORKERS) --dist loadfile $(ARGS) test
 
 lint: setup ## ruff, mypy and codespell
 	$(PY) -m ruff check .
@@ -58,7 +60,7 @@ format: setup ## let ruff rewrite the code
 	$(PY) -m ruff format .
 
 bench: setup ## all benchmarks, each prints its table
-	for file in benchmarks/bench_*.py; do echo "== $$file"; $(PY) "$$file" $(ARGS); done
+	for file in $(sort $(wildcard benchmarks/bench_*.py)); do echo "== $$file"; $(PY) $$file $(ARGS); done
 
 train: setup ## how to train the models again
 	@$(PY) -m wristworld_ros.cli.main train --help

@@ -18,7 +18,7 @@ class TransformLookupError(WristWorldError, LookupError):
 
 
 class WeightsError(WristWorldError):
-    """A weight file is missing, truncated, altered, or does not fit the model that should load it."""
+    """A weight file is missing, truncated, altered, or does not fit its model."""
 
 
 class BagError(WristWorldError):

@@ -49,6 +49,7 @@ def save_weights(
     }
     partial = folder / (FILE + ".partial")
     save_file(state, partial)
+    partial.chmod(0o644)  # safetensors makes it readable by its owner only
     digest = sha256_of(partial)
     os.replace(partial, folder / FILE)
     document = {"class": type(model).__name__, "config": config, "sha256": digest, **(info or {})}

@@ -8,7 +8,7 @@ from typing import get_type_hints
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wristworld_ros.errors import InvalidInputError
@@ -56,6 +56,7 @@ def test_markdown_of_an_unknown_node_names_the_known_ones() -> None:
         parameters_markdown("policy_node")
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=True, allow_infinity=True))
 def test_numbers_outside_the_range_are_refused(value: float) -> None:
     if 0.0 <= value <= 1.0:

@@ -104,6 +104,7 @@ def test_lookup_waits_for_a_late_transform() -> None:
 
 def test_lookup_gives_up_and_says_what_is_known() -> None:
     listener = TransformListener("virtual", pytest.fail)
+    listener.add(tf("base", "table", 10**9, 0.0), static=True)
     with pytest.raises(TransformLookupError, match="'hand' is not in the transform tree"):
         listener.wait_for("base", "hand", 0, 0.0)
     stopping = threading.Event()

@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import yaml
 
 import wristworld_ros
 
@@ -202,3 +203,12 @@ def test_every_folder_with_modules_is_a_package(setup_arguments) -> None:
     folders = {p.parent for p in package.rglob("*.py")}
     names = {".".join(f.relative_to(ROOT).parts) for f in folders}
     assert names - set(setup_arguments["packages"]) == set()
+
+
+def test_the_rviz_view_shows_topics_that_the_nodes_publish() -> None:
+    view = yaml.safe_load((ROOT / "resource/virtual_wrist.rviz").read_text())
+    displays = view["Visualization Manager"]["Displays"]
+    topics = {d["Topic"]["Value"].removeprefix("/") for d in displays if "Topic" in d}
+    nodes = "".join(p.read_text() for p in (ROOT / "wristworld_ros/nodes").glob("*_node.py"))
+    assert len(topics) == 4
+    assert [topic for topic in topics if f'"{topic}"' not in nodes] == []

@@ -144,7 +144,7 @@ class LPIPS(nn.Module):
         if not fit or min(a.shape[2:]) < _MIN_SIDE[self.net]:
             raise InvalidInputError(
                 f"LPIPS of tensors {tuple(a.shape)} and {tuple(b.shape)}; need two of "
-                f"B x 3 x H x W (the second may have B = 1) with sides of at least {_MIN_SIDE[self.net]} px."
+                f"B x 3 x H x W (or one to compare all with), {_MIN_SIDE[self.net]} px or more."
             )
         _, pooling, compared = _LAYOUT[self.net]
         x = (torch.cat([a, b]) - self.shift) / self.scale

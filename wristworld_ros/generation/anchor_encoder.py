@@ -10,7 +10,6 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 
-
 @dataclass(frozen=True)
 class AnchorEncoderConfig:
     """Sizes of the anchor encoder.

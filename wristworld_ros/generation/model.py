@@ -34,7 +34,7 @@ class Stage2Config:
     heads: int = 6
     head_dim: int = 48
     ffn_dim: int = 1024
-    layers: int = 8
+    layers: int = 6
     patch: tuple[int, int, int] = (1, 2, 2)
     text_tokens: int = 24
     prediction: str = "correction"

@@ -45,7 +45,8 @@ def cloud_from_depth(
         sizes = {image.shape[:2], depth.shape, (camera.height, camera.width)}
         if len(sizes) > 1:
             raise InvalidInputError(
-                f"view {i}: image, depth and camera differ in size (height, width): {sorted(sizes)}; "
+                f"view {i}: image, depth and camera differ in size (height, width): "
+                f"{sorted(sizes)}; "
                 "resize the depth and the camera to the image."
             )
         confidence = (

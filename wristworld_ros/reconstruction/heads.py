@@ -146,7 +146,7 @@ def fit_keypoints(points: Tensor) -> Tensor:
 
 
 class KeypointHead(nn.Module):
-    """Where the wrist keypoints are: a heat map and a depth per view and point, then fused in 3-D."""
+    """Wrist keypoints: a heat map and a depth per view and point, then fused in 3-D."""
 
     def __init__(self, channels: int, cell: int = 4) -> None:
         super().__init__()

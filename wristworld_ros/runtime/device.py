@@ -23,6 +23,6 @@ def select_device(name: str) -> torch.device:
         if int(number or 0) >= count:
             raise InvalidInputError(
                 f"device '{name}' asked for, but torch {torch.__version__} sees {count} CUDA "
-                "GPUs. Use device 'cpu' or 'auto', or install a CUDA build (make setup TORCH=cu128)."
+                "GPUs. Use device 'cpu' or 'auto', or a CUDA build (make setup TORCH=cu128)."
             )
     return torch.device(name)

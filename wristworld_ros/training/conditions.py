@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from wristworld_ros.data.knowledge import restrict
 from wristworld_ros.data.simulation.shards import DEPTH_STEP, Shard, read_shard
-from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.reconstruction import Reconstructor
 from wristworld_ros.training.shard_data import shard_files
 from wristworld_ros.types import AnchorFrame, AnchorView
 
 #: Kinds of geometry and their share in training.
-GEOMETRY = {"true": 0.3, "calibrated": 0.5, "estimated": 0.2}
+SHARES = {"true": 0.3, "kinematic": 0.5, "estimated": 0.2}
 #: Share of training samples by number of anchors.
 ANCHORS = {1: 0.15, 2: 0.25, 3: 0.6}
 SMALL = 64  # anchors as the anchor encoder sees them [px]
@@ -58,41 +58,24 @@ class ConditionSet:
         return len(self.wrist)
 
 
-def shard_frame(
-    shard: Shard, t: int, geometry: str = "calibrated", views: tuple[int, ...] = (0, 1, 2)
-) -> AnchorFrame:
-    """What stage 1 is told about frame ``t``.
-
-    Args:
-        geometry: ``true`` (calibration, kinematics, measured depth), ``calibrated`` (calibration
-            and kinematics; the paper's setting of known geometry), ``cameras`` (calibration, no
-            kinematics) or ``estimated`` (pictures only).
-
-    Raises:
-        InvalidInputError: the geometry is unknown.
-    """
-    if geometry not in ("true", "calibrated", "cameras", "estimated"):
-        raise InvalidInputError(
-            f"geometry '{geometry}' is not true, calibrated, cameras or estimated."
-        )
-    told = geometry != "estimated"
+def shard_frame(shard: Shard, t: int) -> AnchorFrame:
+    """Frame ``t`` of a shard with everything that is known of it."""
+    depth = (shard.anchor_depth[:, t] * np.float32(DEPTH_STEP)).astype(np.float32)
     anchors = tuple(
         AnchorView(
             name=f"anchor_{v}",
             image=shard.anchor_rgb[v, t],
             stamp_ns=t,
-            camera=shard.anchor_camera(v) if told else None,
-            T_world_camera=shard.T_world_camera[v] if told else None,
-            depth=(shard.anchor_depth[v, t] * np.float32(DEPTH_STEP)).astype(np.float32)
-            if geometry == "true"
-            else None,
+            camera=shard.anchor_camera(v),
+            T_world_camera=shard.T_world_camera[v],
+            depth=depth[v],
         )
-        for v in views
+        for v in range(len(shard.anchor_rgb))
     )
     return AnchorFrame(
         stamp_ns=t,
         views=anchors,
-        T_world_wrist=shard.T_world_wrist[t] if geometry in ("true", "calibrated") else None,
+        T_world_wrist=shard.T_world_wrist[t],
         wrist_camera=shard.wrist_camera,
         instruction=shard.instruction,
     )
@@ -152,11 +135,11 @@ def _reconstruct(file: Path) -> None:
     reconstructor: Reconstructor = _worker["reconstructor"]
     images, masks, anchors, counts = [], [], [], []
     # One kind of geometry per episode, as a user has it; clips then stay consistent.
-    geometry = str(rng.choice(list(GEOMETRY), p=list(GEOMETRY.values())))
+    geometry = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     count = int(rng.choice(list(ANCHORS), p=list(ANCHORS.values())))
     views = tuple(int(v) for v in rng.permutation(3)[:count])
     for t in range(len(shard)):
-        condition = reconstructor(shard_frame(shard, t, geometry, views)).condition
+        condition = reconstructor(restrict(shard_frame(shard, t), geometry, views)).condition
         images.append(condition.image)
         masks.append(condition.mask)
         small = np.zeros((3, SMALL, SMALL, 3), np.uint8)
@@ -180,17 +163,3 @@ def _reconstruct(file: Path) -> None:
             episode=np.full(len(shard), shard.seed, np.int64),
         )
     os.replace(partial, target)
-
-
-def subset(data: ConditionSet, index: NDArray[np.int64]) -> ConditionSet:
-    """Some of the frames."""
-    return replace(
-        data,
-        wrist=data.wrist[index],
-        image=data.image[index],
-        mask=data.mask[index],
-        anchors=data.anchors[index],
-        views=data.views[index],
-        instructions=[data.instructions[i] for i in index],
-        episode=data.episode[index],
-    )

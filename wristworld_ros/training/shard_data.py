@@ -97,7 +97,7 @@ class ShardSet:
 
 def _frames(shard: Shard, size: int) -> dict[str, np.ndarray]:
     """Frame-major arrays of one shard (T first)."""
-    V, T, H, W = shard.anchor_depth.shape
+    _, T, H, W = shard.anchor_depth.shape
     if H % size or H != W:
         raise InvalidInputError(
             f"anchors of {W} x {H} px cannot be reduced to {size} px; simulate them square, at a "

@@ -59,12 +59,12 @@ class Shard:
     frame_index: NDArray[np.int64]
     wrist_rgb: NDArray[np.uint8]
     wrist_depth: NDArray[np.uint16]
-    wrist_K: FloatArray  # noqa: N815
+    wrist_K: FloatArray
     T_world_wrist: FloatArray
     T_world_hand: FloatArray
     anchor_rgb: NDArray[np.uint8]
     anchor_depth: NDArray[np.uint16]
-    anchor_K: FloatArray  # noqa: N815
+    anchor_K: FloatArray
     T_world_camera: FloatArray
     joint_positions: FloatArray
     gripper_width: FloatArray

@@ -1,10 +1,13 @@
-"""Small bags for the tests of ``data``: a static scene with two cameras and a moving hand."""
+"""Small bags for the tests: a static scene with two cameras and a moving hand."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from wristworld_ros.data.bag_writer import BagWriter
 from wristworld_ros.data.messages import (
@@ -18,7 +21,7 @@ from wristworld_ros.data.messages import (
 from wristworld_ros.types import CameraModel
 
 CAMERA = CameraModel.from_fov(1.0, 32, 24)
-WRIST_CAMERA = CameraModel.from_fov(1.2, 16, 16)
+WRIST_CAMERA = CameraModel.from_fov(1.2, 48, 48)
 PERIOD_NS = 200_000_000
 START_NS = 1_700_000_000_000_000_000
 
@@ -100,3 +103,26 @@ def write_scene(
                     fields = image_fields(plane, "16UC1", at, frame_id)
                     put(bag, f"/{name}/depth/image_raw", fields, at)
     return path
+
+
+@pytest.fixture(scope="session")
+def scene() -> SimpleNamespace:
+    """What ``write_scene`` writes: cameras, pictures, poses, times."""
+    return SimpleNamespace(
+        camera=CAMERA,
+        wrist_camera=WRIST_CAMERA,
+        picture=picture,
+        pose=pose,
+        start_ns=START_NS,
+        period_ns=PERIOD_NS,
+    )
+
+
+@pytest.fixture
+def make_bag(tmp_path: Path) -> Callable[..., Path]:
+    """Write a bag into the test's folder; arguments as for ``write_scene``."""
+
+    def make(name: str = "scene.mcap", **options: object) -> Path:
+        return write_scene(tmp_path / name, **options)
+
+    return make
