@@ -250,8 +250,7 @@ class PointCloud:
     def __post_init__(self) -> None:
         n = len(self.points)
         shapes = [
-            a.shape
-            for a in (self.points, self.colors, self.confidence, self.footprint, self.view)
+            a.shape for a in (self.points, self.colors, self.confidence, self.footprint, self.view)
         ]
         _require(
             shapes == [(n, 3), (n, 3), (n,), (n,), (n,)],

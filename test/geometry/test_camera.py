@@ -27,9 +27,7 @@ DISTORTIONS = {
 
 
 @pytest.mark.parametrize("model", DISTORTIONS)
-@given(
-    u=st.floats(5, 315), v=st.floats(5, 235), z=st.floats(0.05, 8.0)
-)
+@given(u=st.floats(5, 315), v=st.floats(5, 235), z=st.floats(0.05, 8.0))
 def test_projecting_a_ray_returns_its_pixel(model, u, v, z):
     camera = CameraModel(K, 320, 240, model, DISTORTIONS[model])
     ray = pixel_rays(camera, np.array([[u, v]]))

@@ -103,9 +103,7 @@ def test_a_dense_plane_leaves_no_holes_at_any_zoom():
 def test_the_source_view_comes_back_exactly():
     image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
     depth = np.random.default_rng(1).uniform(0.5, 0.6, (48, 64)).astype(np.float32)
-    condition = splat(
-        cloud_from_depth([image], [depth], [CAMERA], [np.eye(4)]), np.eye(4), CAMERA
-    )
+    condition = splat(cloud_from_depth([image], [depth], [CAMERA], [np.eye(4)]), np.eye(4), CAMERA)
     assert condition.coverage == 1
     assert (condition.image == image).mean() > 0.9  # a nearer neighbour's edge may win a pixel
 

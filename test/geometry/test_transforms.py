@@ -17,9 +17,11 @@ from wristworld_ros.geometry.transforms import (
 )
 
 vectors = arrays(np.float64, 3, elements=st.floats(-10, 10))
-quaternions = arrays(np.float64, 4, elements=st.floats(-1, 1)).filter(
-    lambda q: np.linalg.norm(q) > 0.1
-).map(lambda q: q / np.linalg.norm(q))
+quaternions = (
+    arrays(np.float64, 4, elements=st.floats(-1, 1))
+    .filter(lambda q: np.linalg.norm(q) > 0.1)
+    .map(lambda q: q / np.linalg.norm(q))
+)
 poses = st.builds(from_quaternion, vectors, quaternions)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,28 +37,11 @@ def anchor_camera() -> CameraModel:
 @pytest.fixture(scope="session")
 def bench(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """The two nodes in processes of their own, and a bench in their domain."""
-    environment = {**isolated_environment(), "ROS_PYTHON_CHECK_FIELDS": "1"}
     log = tmp_path_factory.mktemp("log") / "nodes.log"
     extra = {n: {"model_path": str(tiny_models), "cameras": list(CAMERAS), **FAST} for n in NODES}
-    specs = build_graph({}, extra)
-    patch = pytest.MonkeyPatch()
-    for name, value in environment.items():
-        patch.setenv(name, value)
-    with log.open("wb") as output:
-        graph = GraphProcesses(specs, environment, output)
-        bench = Bench(environment)
-        bench.defaults = {
-            node: {
-                **{
-                    f.name: getattr(cls(), f.name)
-                    for f in dataclasses.fields(cls)
-                    if f.metadata["applies"] != "start"
-                },
-                **extra[node],
-            }
-            for node, cls in PARAMETERS.items()
-        }
-        bench.graph, bench.log = graph, log
+    with isolated_environment() as environment, log.open("wb") as output:
+        graph = GraphProcesses(build_graph({}, extra), environment, output)
+        bench = Bench(environment, graph, {n: _settable(n) | extra[n] for n in NODES})
         try:
             for node in NODES:
                 bench.wait(f"{node} active", lambda node=node: bench.state(node) == "active")
@@ -65,5 +49,11 @@ def bench(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         finally:
             bench.close()
             codes = graph.stop()
-            patch.undo()
     assert set(codes.values()) == {0}, log.read_text()[-3000:]
+
+
+def _settable(node: str) -> dict[str, Any]:
+    """Defaults of the parameters that are not read-only."""
+    cls = PARAMETERS[node]
+    fields = [f for f in dataclasses.fields(cls) if f.metadata["applies"] != "start"]
+    return {f.name: getattr(cls(), f.name) for f in fields}

@@ -34,6 +34,7 @@ from wristworld_ros.geometry.transforms import from_quaternion
 from wristworld_ros.msg import GenerationStatus, WristEstimate
 from wristworld_ros.nodes import qos
 from wristworld_ros.nodes.conversions import fill
+from wristworld_ros.nodes.supervisor import GraphProcesses
 from wristworld_ros.reconstruction.backbone import BackboneConfig
 from wristworld_ros.reconstruction.model import Stage1Model
 from wristworld_ros.types import CameraModel
@@ -94,7 +95,13 @@ def save_tiny_models(folder: Path) -> Path:
 class Bench:
     """A node outside the graph: publishes inputs, collects outputs, calls services, waits."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        graph: GraphProcesses | None = None,
+        defaults: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.graph, self.defaults = graph, defaults or {}
         self.context = Context()
         self.context.init(domain_id=int(environment["ROS_DOMAIN_ID"]))
         self.node = Node("bench", context=self.context)
@@ -187,16 +194,18 @@ class Bench:
             assert self.transition(node, "configure")
             assert self.transition(node, "activate")
         self.statuses.clear()
-        self.wait("one node connected with the other", self._linked)
+        # generation_node, and this bench, which asks for reliable delivery
+        count = 1 if changes.get("output_reliability") == "best_effort" else 2
+        self.wait("one node connected with the other", lambda: self._linked(count))
         for messages in self.received.values():
             messages.clear()
 
-    def _linked(self) -> bool:
-        """Whether the condition map reaches generation_node (and this bench)."""
+    def _linked(self, count: int) -> bool:
+        """Whether the condition map has ``count`` subscribers."""
         status = self.statuses.get("reconstruction_node: outputs")
         counts = {v.key: int(v.value) for v in status.values} if status else {}
         links = [n for topic, n in counts.items() if "/condition/" in topic]
-        return len(links) == 3 and min(links) >= 2
+        return len(links) == 3 and min(links) >= count
 
     # --- inputs -----------------------------------------------------------------------------------
 

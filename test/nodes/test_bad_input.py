@@ -200,7 +200,7 @@ def test_wrist_camera_given_in_part(bench: Bench) -> None:
     bench.to_unconfigured("reconstruction_node")
     assert not bench.set("reconstruction_node", wrist_width=64)
     assert not bench.transition("reconstruction_node", "configure")
-    bench.wait_for_problem("reconstruction_node: lifecycle", "wrist_width=64", "wrist_fov_y")
+    bench.wait_for_problem("reconstruction_node: lifecycle", "wrist_width=64", "set both")
 
 
 def test_missing_camera_info_of_the_wrist(bench: Bench, anchor_camera: CameraModel) -> None:

@@ -29,7 +29,8 @@ def test_every_output_carries_the_stamp_of_the_anchor_images(
     for topic in bench.received:
         if topic not in ("/tf", "/wrist/points"):
             bench.wait(topic, lambda topic=topic: set(bench.stamps(topic)) >= set(sent))
-            assert bench.stamps(topic) == sent, topic
+            waiting = 0  # the stamp of a status that says what is missing
+            assert [s for s in bench.stamps(topic) if s != waiting] == sent, topic
     image = decode_image(bench.received["/wrist/image_raw"][-1])
     assert image.shape == (48, 64, 3) and image.max() > 4
     info = bench.received["/wrist/camera_info"][-1]

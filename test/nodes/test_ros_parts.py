@@ -16,8 +16,8 @@ from wristworld_ros.geometry.transforms import from_quaternion
 from wristworld_ros.msg import GenerationStatus, WristEstimate
 from wristworld_ros.nodes.conversions import fill, message_class
 from wristworld_ros.nodes.parameters import ReconstructionParameters, from_mapping
-from wristworld_ros.nodes.reconstruction_node import wrist_camera_from_parameters
 from wristworld_ros.nodes.transforms import TransformListener
+from wristworld_ros.nodes.wrist_camera import at_model_size, from_parameters
 from wristworld_ros.types import CameraModel, PointCloud
 
 pytestmark = pytest.mark.ros
@@ -131,23 +131,43 @@ def test_own_frame_is_ignored_and_a_jump_back_starts_over() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"wrist_width": 64}, "wrist_fov_y"),
+        ({"wrist_width": 64}, "set both"),
+        ({"wrist_width": 64, "wrist_height": 50}, "multiples of 16"),
+        ({"wrist_width": 64, "wrist_height": 48}, "wrist_fov_y"),
         ({"wrist_fov_y": 1.0}, "set wrist_width and wrist_height"),
     ],
 )
 def test_wrist_camera_set_in_part(given: dict[str, object], words: str) -> None:
     with pytest.raises(InvalidInputError, match=words):
-        wrist_camera_from_parameters(from_mapping(ReconstructionParameters, given))
+        from_parameters(from_mapping(ReconstructionParameters, given))
 
 
-def test_wrist_camera_from_parameters() -> None:
+def test_from_parameters() -> None:
     size = {"wrist_width": 64, "wrist_height": 48}
-    assert wrist_camera_from_parameters(ReconstructionParameters()) is None
-    by_fov = wrist_camera_from_parameters(
+    assert from_parameters(ReconstructionParameters()) is None
+    by_fov = from_parameters(
         from_mapping(ReconstructionParameters, {**size, "wrist_fov_y": 2 * np.arctan(0.5)})
     )
     np.testing.assert_allclose(by_fov.K, [[48, 0, 32], [0, 48, 24], [0, 0, 1]])
-    by_k = wrist_camera_from_parameters(
+    by_k = from_parameters(
         from_mapping(ReconstructionParameters, {**size, "wrist_fx": 50.0, "wrist_cx": 30.0})
     )
     np.testing.assert_allclose(by_k.K, [[50, 0, 30.5], [0, 50, 24], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "expected"),
+    [
+        ((128, 128), {}, (128, 128)),
+        ((320, 180), {}, (176, 96)),
+        ((640, 480), {}, (144, 112)),
+        ((640, 480), {"wrist_width": 320, "wrist_height": 240}, (320, 240)),
+    ],
+)
+def test_known_wrist_camera_at_a_size_the_model_takes(
+    size: tuple[int, int], given: dict[str, int], expected: tuple[int, int]
+) -> None:
+    camera = CameraModel.from_fov(1.0, *size)
+    resized = at_model_size(camera, from_mapping(ReconstructionParameters, given))
+    assert (resized.width, resized.height) == expected
+    np.testing.assert_allclose(resized.fov, camera.fov)

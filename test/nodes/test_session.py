@@ -151,11 +151,8 @@ def test_weights_that_are_not_there_end_the_session_with_their_name(
 
 
 def test_up_starts_nodes_in_a_namespace_and_passes_the_signal_on(
-    tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_models: Path, tmp_path: Path
 ) -> None:
-    environment = isolated_environment()
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
     params = tmp_path / "p.yaml"
     params.write_text(
         "/**/generation_node:\n  ros__parameters:\n"
@@ -163,32 +160,34 @@ def test_up_starts_nodes_in_a_namespace_and_passes_the_signal_on(
     )
     command = [sys.executable, "-m", "wristworld_ros.cli.main", "up", "--namespace", "left",
                "--nodes", "generation_node", "--params-file", str(params)]  # fmt: skip
-    process = subprocess.Popen(command, env={**os.environ, **environment})
-    bench = Bench(environment)
-    try:
-        bench.wait(
-            "the node active",
-            lambda: (
-                (s := bench.statuses.get("left/generation_node: lifecycle"))
-                and s.message == "active"
-            ),
-        )
-        assert ("generation_node", "/left") in bench.node.get_node_names_and_namespaces()
-        assert bench.node.count_publishers("/left/wrist/image_raw") == 1
-    finally:
-        bench.close()
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(PATIENCE_S)
+    with isolated_environment() as environment:
+        process = subprocess.Popen(command, env={**os.environ, **environment})
+        bench = Bench(environment)
+        try:
+            bench.wait(
+                "the node active",
+                lambda: (
+                    (s := bench.statuses.get("left/generation_node: lifecycle"))
+                    and s.message == "active"
+                ),
+            )
+            assert ("generation_node", "/left") in bench.node.get_node_names_and_namespaces()
+            assert bench.node.count_publishers("/left/wrist/image_raw") == 1
+        finally:
+            bench.close()
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(PATIENCE_S)
     assert code == 0
 
 
 def test_a_wrong_parameter_ends_the_process_with_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "wristworld_ros.nodes.generation_node",
                "--ros-args", "-p", "steps:=0"]  # fmt: skip
-    done = subprocess.run(
-        command, env={**os.environ, **isolated_environment()}, capture_output=True, text=True,
-        timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
+    with isolated_environment() as environment:
+        done = subprocess.run(
+            command, env={**os.environ, **environment}, capture_output=True, text=True,
+            timeout=PATIENCE_S, check=False,
+        )  # fmt: skip
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "steps" in errors[0] and "100" in errors[0]

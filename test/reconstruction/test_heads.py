@@ -31,7 +31,8 @@ def test_keypoints_of_a_pose_give_it_back(seed):
 def test_noisy_keypoints_still_give_a_rotation():
     points = torch.randn(4, len(WRIST_KEYPOINTS), 3)
     R = fit_keypoints(points)[:, :3, :3]
-    torch.testing.assert_close(R @ R.transpose(1, 2), torch.eye(3).expand(4, 3, 3), atol=1e-5, rtol=0)
+    eye = torch.eye(3).expand(4, 3, 3)
+    torch.testing.assert_close(R @ R.transpose(1, 2), eye, atol=1e-5, rtol=0)
     torch.testing.assert_close(torch.linalg.det(R), torch.ones(4))
 
 

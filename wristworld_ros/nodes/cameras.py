@@ -189,13 +189,9 @@ class CameraInfoInput:
         self.known = False
         self.error = ""
         self.topic = topic
-        node.subscribe(
-            InputMonitor(
-                topic, "sensor_msgs/msg/CameraInfo", qos.image("best_effort"), role, required
-            ),
-            CameraInfo,
-            self._receive,
-        )
+        profile = qos.image(node.parameters.input_reliability)
+        monitor = InputMonitor(topic, "sensor_msgs/msg/CameraInfo", profile, role, required)
+        node.subscribe(monitor, CameraInfo, self._receive)
 
     def _receive(self, message: Any) -> int:
         try:

@@ -167,24 +167,31 @@ class ReconstructionParameters(NodeParameters):
     )
     calibration_timeout: float = parameter(
         3.0,
-        "After activation, frames wait this long for camera_info and TF; then pose sources auto "
-        "and learned go on without calibration, and say so.",
+        "Time from the first set of images on in which camera_info and TF may still come; then "
+        "pose sources auto and learned go on without them, and say so.",
         unit="s",
         limits=(0.0, 600.0),
     )
     wrist_camera_info_topic: str = parameter(
         "",
-        "Topic with the camera_info of the virtual wrist camera; it wins over the wrist_* values.",
+        "Topic with the intrinsics of the virtual wrist camera; of the values below it leaves only "
+        "wrist_width and wrist_height in force.",
         pattern=TOPIC_OR_EMPTY,
     )
     wrist_width: int = parameter(
-        0, "Width of the virtual image; 0 leaves it to the model.", unit="px", limits=(0, 8192)
+        0,
+        "Width of the virtual image, a multiple of 16; 0 leaves it to the model.",
+        unit="px",
+        limits=(0, 1024),
     )
     wrist_height: int = parameter(
-        0, "Height of the virtual image; 0 leaves it to the model.", unit="px", limits=(0, 8192)
+        0, "Height of the virtual image; as wrist_width.", unit="px", limits=(0, 1024)
     )
     wrist_fov_y: float = parameter(
-        0.0, "Vertical field of view; 0 when unknown.", unit="rad", limits=(0.0, 3.1)
+        0.0,
+        "Vertical field of view; 0 when unknown: then it is estimated, once.",
+        unit="rad",
+        limits=(0.0, 3.1),
     )
     wrist_fx: float = parameter(
         0.0,

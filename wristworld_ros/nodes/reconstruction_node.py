@@ -29,8 +29,7 @@ from wristworld_ros.data.messages import (
     tf_fields,
     transform_fields,
 )
-from wristworld_ros.errors import InvalidInputError, TransformLookupError
-from wristworld_ros.geometry.camera import camera_from_ros_k
+from wristworld_ros.errors import TransformLookupError
 from wristworld_ros.msg import WristEstimate as WristEstimateMessage
 from wristworld_ros.nodes import qos
 from wristworld_ros.nodes.base import Refusal, WristNode
@@ -41,6 +40,7 @@ from wristworld_ros.nodes.monitoring import ERROR, OK, WARN, InputMonitor
 from wristworld_ros.nodes.parameters import ReconstructionParameters
 from wristworld_ros.nodes.process import run_node
 from wristworld_ros.nodes.transforms import TransformListener
+from wristworld_ros.nodes.wrist_camera import at_model_size, from_parameters
 from wristworld_ros.types import (
     AnchorFrame,
     AnchorView,
@@ -50,32 +50,6 @@ from wristworld_ros.types import (
 )
 
 M = WristEstimateMessage
-
-
-def wrist_camera_from_parameters(p: ReconstructionParameters) -> CameraModel | None:
-    """The virtual wrist camera that the ``wrist_*`` parameters describe, None when they do not.
-
-    Raises:
-        InvalidInputError: the parameters are set in part.
-    """
-    if p.wrist_fx == p.wrist_fov_y == 0:
-        if p.wrist_width or p.wrist_height:
-            raise InvalidInputError(
-                f"wrist_width={p.wrist_width} and wrist_height={p.wrist_height} px are set without "
-                "a focal length; set wrist_fov_y [rad] or wrist_fx [px] too, or neither."
-            )
-        return None
-    if not (p.wrist_width and p.wrist_height):
-        raise InvalidInputError(
-            f"the virtual wrist camera has a focal length but a size of {p.wrist_width} x "
-            f"{p.wrist_height} px; set wrist_width and wrist_height."
-        )
-    if p.wrist_fx == 0:
-        return CameraModel.from_fov(p.wrist_fov_y, p.wrist_width, p.wrist_height)
-    cx = p.wrist_cx if p.wrist_cx >= 0 else (p.wrist_width - 1) / 2
-    cy = p.wrist_cy if p.wrist_cy >= 0 else (p.wrist_height - 1) / 2
-    k = [p.wrist_fx, 0.0, cx, 0.0, p.wrist_fy or p.wrist_fx, cy, 0.0, 0.0, 1.0]
-    return camera_from_ros_k(k, p.wrist_width, p.wrist_height)
 
 
 class ReconstructionNode(WristNode[CameraSet]):
@@ -90,7 +64,7 @@ class ReconstructionNode(WristNode[CameraSet]):
         """Weights, virtual camera, publishers."""
         p = self.parameters
         self.limit_threads()
-        self._given_wrist_camera = wrist_camera_from_parameters(p)
+        self._given_wrist_camera = from_parameters(p)
         from wristworld_ros.reconstruction import Reconstructor
 
         self._reconstructor = Reconstructor.from_pretrained(
@@ -121,7 +95,8 @@ class ReconstructionNode(WristNode[CameraSet]):
         p = self.parameters
         self._transform_error = ""
         self._connected: set[str] = set()
-        self._calibration_deadline = time.monotonic() + p.calibration_timeout
+        self._first_set_time: float | None = None
+        self._estimated_wrist_camera: CameraModel | None = None
         self._tf = TransformListener(p.virtual_frame, self._note_transform_error)
         strict = p.pose_source == "kinematic"
         for topic, profile, static in (
@@ -187,11 +162,15 @@ class ReconstructionNode(WristNode[CameraSet]):
     def process(self, item: CameraSet) -> None:
         """One synchronised set of images -> estimate, condition map, TF."""
         started = time.monotonic()
+        if self._first_set_time is None:
+            self._first_set_time = item.arrival
         frame = self._anchor_frame(item)
         waited = time.monotonic() - started
         assert self._reconstructor is not None
         result = self._reconstructor(frame)
         _check_finite(result)
+        if frame.wrist_camera is None:  # a camera does not change from frame to frame
+            self._estimated_wrist_camera = result.estimate.camera
         stages = {"wait_for_transforms": waited, **result.latency}
         begun = time.monotonic()
         self._publish_result(result, item, stages)
@@ -231,7 +210,9 @@ class ReconstructionNode(WristNode[CameraSet]):
 
     def _waiting(self) -> bool:
         """Whether calibration that has not come yet may still come."""
-        return time.monotonic() < self._calibration_deadline
+        if self._first_set_time is None:
+            return True
+        return time.monotonic() < self._first_set_time + self.parameters.calibration_timeout
 
     def _calibration(self, name: str) -> CameraModel | None:
         info = self._infos[name]
@@ -251,7 +232,7 @@ class ReconstructionNode(WristNode[CameraSet]):
     def _wrist_camera(self) -> CameraModel | None:
         info = self._wrist_info
         if info is None:
-            return self._given_wrist_camera
+            return self._given_wrist_camera or self._estimated_wrist_camera
         if info.camera is None:
             raise Refusal(
                 "no_wrist_camera_info",
@@ -261,7 +242,7 @@ class ReconstructionNode(WristNode[CameraSet]):
                 "set wrist_width, wrist_height and wrist_fov_y and leave wrist_camera_info_topic "
                 "empty.",
             )
-        return info.camera
+        return at_model_size(info.camera, self.parameters)
 
     def _pose(
         self, frame: str, stamp_ns: int, role: str, *, needed: bool, wanted: bool

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.context import Context
@@ -46,10 +49,20 @@ ABSOLUTE_OUTPUTS: Mapping[str, str] = {
 }
 
 
-def isolated_environment() -> dict[str, str]:
-    """Variables for a graph of its own: local to this machine, in a domain nobody uses."""
+@contextlib.contextmanager
+def isolated_environment() -> Iterator[dict[str, str]]:
+    """Variables for a graph of its own: local to this machine, in a domain nobody uses.
+
+    The domain stays claimed, against other runs of this package, until the context is left.
+    """
+    domain, claim = claim_domain()
+    with claim:
+        yield _environment(domain)
+
+
+def _environment(domain: int) -> dict[str, str]:
     variables = {
-        "ROS_DOMAIN_ID": str(free_domain()),
+        "ROS_DOMAIN_ID": str(domain),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
     }
     if os.environ.get("ROS_DISTRO") == "humble":  # does not know the variable above
@@ -57,18 +70,43 @@ def isolated_environment() -> dict[str, str]:
     return variables
 
 
-def free_domain() -> int:
-    """A ROS domain id between 1 and 101 whose first discovery port is not in use here."""
-    candidates = list(range(1, 102))
-    random.SystemRandom().shuffle(candidates)
-    for domain in candidates:
-        with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
-            try:
+def claim_domain() -> tuple[int, IO[bytes]]:
+    """A ROS domain between 1 and 100 that is not in use here, and the file whose lock holds it.
+
+    Other programs are noticed by their first discovery port, other runs of this package (and its
+    tests) by their lock.
+
+    Raises:
+        WristWorldError: all are in use.
+    """
+    domains = list(range(1, 101))
+    random.SystemRandom().shuffle(domains)
+    for domain in domains:
+        lock = Path(tempfile.gettempdir(), f"wristworld-ros-domain-{domain}.lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
                 probe.bind(("127.0.0.1", 7400 + 250 * domain + 10))
-            except OSError:
-                continue
-            return domain
-    raise WristWorldError("all ROS domains from 1 to 101 are in use on this machine; end some.")
+        except OSError:
+            lock.close()
+            continue
+        return domain, lock
+    raise WristWorldError("all ROS domains from 1 to 100 are in use on this machine; end some.")
+
+
+@contextlib.contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process, and set them back."""
+    previous = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in previous.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @dataclass
@@ -88,7 +126,6 @@ class SessionResult:
     frames: dict[str, dict[str, float]]
     exit_codes: dict[str, int]
     drained: bool
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 class Session:
@@ -132,28 +169,24 @@ class Session:
             WristWorldError: a node ended or could not configure, or did not listen in time.
             BagError: the bag cannot be played.
         """
-        environment = isolated_environment()
-        previous = {name: os.environ.get(name) for name in environment}
-        os.environ.update(environment)
-        context = Context()
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("wb") as log:
+        with (
+            isolated_environment() as environment,
+            _variables(environment),
+            self._log.open("wb") as log,
+        ):
             graph = GraphProcesses(self._specs, environment, log)
+            context = Context()
             try:
                 prepare_process()
                 context.init(domain_id=int(environment["ROS_DOMAIN_ID"]))
-                result = self._play(graph, context, bag, rate, start_timeout_s, drain_timeout_s,
-                                    progress)  # fmt: skip
+                result = self._play(
+                    graph, context, bag, rate, start_timeout_s, drain_timeout_s, progress
+                )
             finally:
                 exit_codes = graph.stop()
                 context.try_shutdown()
-                for name, value in previous.items():
-                    if value is None:
-                        os.environ.pop(name, None)
-                    else:
-                        os.environ[name] = value
         result.exit_codes = exit_codes
-        result.environment = environment
         return result
 
     def _play(

@@ -45,9 +45,7 @@ def train_autoencoder(
         x = pictures(loop.batch_size, generator)
         y = net.decode(net.encode(x))
         l1 = (y - x).abs().mean()
-        edges = sum(
-            (y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (-1, -2)
-        )
+        edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (-1, -2))
         mse = F.mse_loss(y, x)
         return l1 + 0.5 * edges + mse, {"psnr": -10 * torch.log10(mse).item()}
 

@@ -124,9 +124,7 @@ _worker: dict[str, Any] = {}
 def _start(model: str, cache: str, seed: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    _worker.update(
-        reconstructor=Reconstructor.from_pretrained(model), cache=Path(cache), seed=seed
-    )
+    _worker.update(reconstructor=Reconstructor.from_pretrained(model), cache=Path(cache), seed=seed)
 
 
 def _reconstruct(file: Path) -> None:
