@@ -20,8 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("torch.txt", "base.txt", "dev.txt", "ros-jazzy.txt")
-#: Parts of torch's CUDA build (which stands in for the CPU build here) and what venv brings.
-NOT_LOCKED = re.compile(r"(nvidia-.*|cuda-.*|triton|torch|torchvision|pip)$")
+#: Parts of torch's CUDA build, where pip knows no CPU build, and what venv brings.
+NOT_LOCKED = re.compile(r"(nvidia-.*|cuda-.*|triton|pip)$")
 HEADER = """\
 # Written by tools/lock_requirements.py: versions of everything that the other files pull in.
 # Use it with `pip install -c`; edit the other files and run the tool again.
@@ -46,7 +46,7 @@ def resolve(python: str) -> tuple[str, dict[str, str]]:
     for item in content["install"]:
         name = re.sub(r"[-_.]+", "-", item["metadata"]["name"]).lower()
         if not NOT_LOCKED.match(name):
-            found[name] = item["metadata"]["version"]
+            found[name] = item["metadata"]["version"].split("+")[0]  # any build of torch fits
     return version, found
 
 

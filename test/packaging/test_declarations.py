@@ -153,7 +153,7 @@ def test_constraints_agree_with_the_requirement_files() -> None:
     versions: dict[str, set[str]] = {}
     for line in locked:
         versions.setdefault(requirement_name(line), set()).add(line.split("==")[1].split(";")[0])
-    for file in ("base.txt", "dev.txt", "ros-jazzy.txt"):
+    for file in ("torch.txt", "base.txt", "dev.txt", "ros-jazzy.txt"):
         for line in (ROOT / "requirements" / file).read_text().splitlines():
             requirement = line.split("#")[0].strip()
             if requirement:

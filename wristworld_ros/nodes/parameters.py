@@ -91,7 +91,7 @@ class NodeParameters:
     )
     input_reliability: str = parameter(
         "best_effort",
-        "Reliability asked of the cameras; best_effort also receives from reliable publishers.",
+        "Asked of images and camera_info; best_effort also receives from reliable publishers.",
         choices=("best_effort", "reliable"),
     )
     output_reliability: str = parameter(

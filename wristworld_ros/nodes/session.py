@@ -82,7 +82,8 @@ def claim_domain() -> tuple[int, IO[bytes]]:
     domains = list(range(1, 101))
     random.SystemRandom().shuffle(domains)
     for domain in domains:
-        lock = Path(tempfile.gettempdir(), f"wristworld-ros-domain-{domain}.lock").open("ab")
+        path = Path(tempfile.gettempdir(), f"wristworld-ros-domain-{domain}.lock")
+        lock = path.open("ab")  # held open for as long as the domain is taken
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
