@@ -73,6 +73,7 @@ class Autoencoder(nn.Module):
         _, vectors = torch.linalg.eigh(torch.cov((patches - mean).T.double()))
         basis = vectors.flip(1)[:, : self.channels].T.to(images.dtype)  # channels, 3 f f
         self.analysis.weight.copy_(basis.reshape(-1, 3, f, f))
+        assert self.analysis.bias is not None and self.synthesis.bias is not None
         self.analysis.bias.copy_(-basis @ mean)
         self.synthesis.weight.copy_(basis.reshape(-1, 3, f, f))
         # One bias per colour cannot hold the mean of each place in the patch: the mean colour does.

@@ -81,13 +81,14 @@ class Backbone(nn.Module):
         self.intrinsics = nn.Linear(3, C)
         self.extrinsics = nn.Linear(9, C)
         self.unknown = nn.Parameter(torch.zeros(2, C))
-        kwargs = {"qk_norm": True, "layer_scale": config.layer_scale}
-        self.frame_blocks = nn.ModuleList(
-            Block(C, config.heads, **kwargs) for _ in range(config.pairs)
-        )
-        self.global_blocks = nn.ModuleList(
-            Block(C, config.heads, **kwargs) for _ in range(config.pairs)
-        )
+
+        def block() -> Block:
+            return Block(C, config.heads, qk_norm=True, layer_scale=config.layer_scale)
+
+        self.frame_blocks = nn.ModuleList(block() for _ in range(config.pairs))
+        self.global_blocks = nn.ModuleList(block() for _ in range(config.pairs))
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), False)
 

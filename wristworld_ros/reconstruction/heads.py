@@ -35,8 +35,8 @@ class PoseRefiner(nn.Module):
         )
         self.trunk_norm = nn.LayerNorm(dim)
         self.out = Mlp(dim, dim // 2, 9)
-        nn.init.zeros_(self.out[-1].weight)
-        nn.init.zeros_(self.out[-1].bias)
+        for parameter in self.out[-1].parameters():
+            nn.init.zeros_(parameter)
         # A quaternion of zeros has no direction: start at identity, 60 degrees of view.
         self.initial: Tensor
         self.register_buffer(

@@ -117,7 +117,9 @@ class Stage1Model(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Stage1Model:
         """Rebuild from ``config_dict``; lists become tuples again."""
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
+        }
         return cls(BackboneConfig(**values))
 
 

@@ -138,7 +138,8 @@ def evaluate_latents(
     model: Stage2Model, latents: LatentSet, autoencoder: Autoencoder, steps: int = 2
 ) -> dict[str, float]:
     """PSNR [dB] of generated pictures and of the decoded condition, frame by frame."""
-    generated, condition = [], []
+    generated: list[Tensor] = []
+    condition: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)
     _, C, h, w = latents.clean.shape
     noise = torch.randn(1, C, 1, h, w, generator=generator)
@@ -176,11 +177,12 @@ def train_stage2(
     torch.manual_seed(loop.seed)
     model = Stage2Model()
     text = TextEncoder(model.config.text_tokens)
-    sets = []
-    for name, folder in (("train", train_folder), ("val", val_folder)):
-        data = build_conditions(folder, stage1.parent, work / f"conditions_{name}")
-        sets.append(encode_set(data, autoencoder, text))
-    data, val = sets
+
+    def load(name: str, folder: Path) -> LatentSet:
+        conditions = build_conditions(folder, stage1.parent, work / f"conditions_{name}")
+        return encode_set(conditions, autoencoder, text)
+
+    data, val = load("train", train_folder), load("val", val_folder)
     weights = channel_weights(autoencoder.latent_std)
 
     def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
