@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+from hypothesis import settings
+
+#: Shared cores make single examples slow at times; how long a test takes is not what it asserts.
+settings.register_profile("wristworld", deadline=None)
+settings.load_profile("wristworld")
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Domains up to 101 leave the operating system's ephemeral ports alone.

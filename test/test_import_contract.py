@@ -20,6 +20,7 @@ ALLOWED = {
     "errors": set(),
     "types": {"errors"},
     "compat": {"errors"},
+    "provenance": {"__init__"},
     "resources": {"errors"},
     "weights": {*BASE, "resources"},
     "geometry": BASE,
@@ -30,12 +31,12 @@ ALLOWED = {
     },
     "data": {*BASE, "geometry", "resources"},
     "training": {
-        *BASE, "geometry", "runtime", "compat", "resources", "weights", "reconstruction",
-        "generation", "data",
+        *BASE, "geometry", "runtime", "compat", "provenance", "resources", "weights",
+        "reconstruction", "generation", "data",
     },
     "evaluation": {
-        *BASE, "geometry", "runtime", "compat", "resources", "weights", "reconstruction",
-        "generation", "data",
+        *BASE, "geometry", "runtime", "compat", "provenance", "resources", "weights",
+        "reconstruction", "generation", "data",
     },
 }  # fmt: skip
 #: The drivers: they may import everything, and nothing else may import them.

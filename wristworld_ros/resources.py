@@ -41,7 +41,7 @@ def candidate_folders(
 
 
 def model_dir(name: str) -> Path:
-    """Folder of the shipped weights called ``name`` (it holds config.json and the weight file).
+    """Folder of the shipped model called ``name``; each network has a folder in it.
 
     Raises:
         WeightsError: no such folder; the message names the places searched.
@@ -63,9 +63,9 @@ def model_names() -> list[str]:
     """Names that ``model_dir`` takes, sorted."""
     return sorted(
         {
-            config.parent.name
+            config.parent.parent.name
             for folder in candidate_folders("models")
-            for config in folder.glob("*/config.json")
+            for config in folder.glob("*/*/config.json")
         }
     )
 

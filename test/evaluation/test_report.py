@@ -19,10 +19,10 @@ from wristworld_ros.evaluation.drawing import (
     show_holes,
     show_imagined,
 )
-from wristworld_ros.evaluation.provenance import provenance
 from wristworld_ros.evaluation.report import EpisodeReport, format_table
 from wristworld_ros.evaluation.scores import Means, percentiles, regions, spread
 from wristworld_ros.evaluation.video import VideoWriter
+from wristworld_ros.provenance import provenance
 from wristworld_ros.types import AnchorFrame, AnchorView, CameraModel, ConditionMap
 
 CAMERA = CameraModel.from_fov(1.0, 48, 32)

@@ -6,8 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wristworld_ros.generation.conditioning import condition_tensors, fill_holes, mask_channels
+from wristworld_ros.generation.conditioning import (
+    condition_tensors,
+    fill_holes,
+    mask_channels,
+    ray_channels,
+)
 from wristworld_ros.generation.confidence import HALF_DIFFERENCE, measured_confidence
+from wristworld_ros.geometry.camera import pixel_rays
 from wristworld_ros.types import CameraModel, ConditionMap
 
 
@@ -84,3 +90,12 @@ def test_a_shift_of_a_pixel_is_still_measured():
     mask = torch.ones(1, 1, 32, 32)
     shifted = condition.roll(1, -1)
     assert measured_confidence(shifted, condition, mask)[0, 6:26, 6:26].min() > 0.99
+
+
+def test_rays_point_where_the_cells_are():
+    camera = CameraModel.from_fov(1.2, 64, 48)
+    rays = ray_channels(torch.tensor(camera.K.copy())[None], 48, 64)
+    assert rays.shape == (1, 2, 6, 8)
+    expected = pixel_rays(camera, np.array([[4.0, 4.0], [60.0, 44.0]]))
+    np.testing.assert_allclose(rays[0, :, 0, 0], expected[0, :2])
+    np.testing.assert_allclose(rays[0, :, 5, 7], expected[1, :2])

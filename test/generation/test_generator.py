@@ -147,7 +147,7 @@ class Known(nn.Module):
 def test_the_sampler_ends_at_the_clean_latents(steps):
     clean = torch.randn(2, 16, 3, 4, 4)
     model = Known(clean)
-    context = Context(torch.zeros_like(clean), clean[:, :4], torch.zeros(2, 1, 384))
+    context = Context(torch.zeros_like(clean), clean[:, :4], clean[:, :2], torch.zeros(2, 1, 384))
     out = sample(model, context, torch.randn_like(clean), steps=steps)
     torch.testing.assert_close(out, clean, atol=1e-5, rtol=0)
     assert model.times == pytest.approx([1 - i / steps for i in range(steps)], abs=1e-6)
@@ -155,7 +155,7 @@ def test_the_sampler_ends_at_the_clean_latents(steps):
 
 def test_noise_of_another_shape_is_refused():
     clean = torch.randn(1, 16, 1, 4, 4)
-    context = Context(clean, clean[:, :4], torch.zeros(1, 1, 384))
+    context = Context(clean, clean[:, :4], clean[:, :2], torch.zeros(1, 1, 384))
     with pytest.raises(InvalidInputError, match="noise of shape"):
         sample(Known(clean), context, torch.randn(1, 16, 2, 4, 4), steps=1)
     with pytest.raises(InvalidInputError, match="1001"):
@@ -165,7 +165,12 @@ def test_noise_of_another_shape_is_refused():
 def test_velocity_and_correction_agree_on_what_clean_means():
     torch.manual_seed(0)
     noisy, t = torch.randn(1, 16, 1, 4, 4), torch.tensor([0.5])
-    context = Context(torch.randn_like(noisy), torch.rand(1, 4, 1, 4, 4), torch.zeros(1, 1, 384))
+    context = Context(
+        torch.randn_like(noisy),
+        torch.rand(1, 4, 1, 4, 4),
+        torch.rand(1, 2, 1, 4, 4),
+        torch.zeros(1, 1, 384),
+    )
     # An untrained output layer is zero: a correction of nothing, a velocity of nothing.
     correction = Stage2Model(TINY)
     velocity = Stage2Model(Stage2Config(**{**TINY.__dict__, "prediction": "velocity"}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -19,10 +20,13 @@ from wristworld_ros.nodes.parameters import (
     check_value,
     from_mapping,
     parameters_markdown,
+    parameters_page,
     parameters_yaml,
 )
 from wristworld_ros.reconstruction.reconstructor import POSE_SOURCES
 from wristworld_ros.resources import config_file
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_shipped_file_is_the_declaration() -> None:
@@ -49,6 +53,11 @@ def test_every_parameter_is_complete(node: str) -> None:
         )
         if hints[field.name] in (int, float):
             assert meta["limits"], f"{field.name} needs a range"
+
+
+def test_the_page_is_the_declaration() -> None:
+    page = (ROOT / "docs" / "parameters.md").read_text()
+    assert page == parameters_page(), "python -m wristworld_ros.nodes.parameters page > the file"
 
 
 def test_markdown_of_an_unknown_node_names_the_known_ones() -> None:

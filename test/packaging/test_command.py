@@ -128,10 +128,10 @@ def test_info_finds_altered_weights(tmp_path, monkeypatch, capsys) -> None:
     from wristworld_ros.weights import save_weights
 
     monkeypatch.setenv("WRISTWORLD_MODELS", str(tmp_path))
-    save_weights(tmp_path / "tiny", torch.nn.Linear(4, 4), {"size": 4})
+    save_weights(tmp_path / "tiny" / "part", torch.nn.Linear(4, 4), {"size": 4})
     assert command.main(["info", "--json", "--check"]) == 0
-    assert json.loads(capsys.readouterr().out)["weights"]["tiny"]["intact"] is True
-    path = tmp_path / "tiny" / "model.safetensors"
+    assert json.loads(capsys.readouterr().out)["weights"]["tiny"]["part"]["intact"] is True
+    path = tmp_path / "tiny" / "part" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     assert command.main(["info", "--check"]) == 1
     lines = capsys.readouterr().out.splitlines()

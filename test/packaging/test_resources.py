@@ -63,8 +63,8 @@ def test_the_environment_comes_first(tmp_path) -> None:
 def test_model_dir_and_names(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("WRISTWORLD_MODELS", str(tmp_path))
     for name in ("zebra", "ant"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "stage1").mkdir(parents=True)
+        (tmp_path / name / "stage1" / "config.json").write_text("{}")
     assert resources.model_dir("ant") == tmp_path / "ant"
     assert {"ant", "zebra"} <= set(resources.model_names())
 

@@ -132,7 +132,11 @@ def test_pip_installs_the_part_that_needs_no_ros(tmp_path) -> None:
     assert pip.returncode == 0, pip.stderr[-2000:]
     package = target / "wristworld_ros"
     assert (package / "py.typed").is_file()
-    for folder, source in (("models", ROOT / "models"), ("config", ROOT / "config")):
+    for folder, source in (
+        ("models", ROOT / "models"),
+        ("config", ROOT / "config"),
+        ("msg", ROOT / "msg"),
+    ):
         expected = {p.relative_to(source) for p in source.rglob("*") if p.is_file()}
         installed = {
             p.relative_to(package / "share" / folder)
@@ -155,7 +159,7 @@ def source_copy(folder: Path) -> Path:
     """The files that pip needs: building inside the tree would leave build/ and egg-info there."""
     copy = folder / "tree"
     copy.mkdir()
-    for name in ("wristworld_ros", "models", "config"):
+    for name in ("wristworld_ros", "models", "config", "msg"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, copy)

@@ -86,10 +86,11 @@ def _run(bag: Path, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from wristworld_ros.data.bags import BagReader
     from wristworld_ros.data.frames import BagFrames, find_cameras
     from wristworld_ros.evaluation.baselines import load_mean_image
-    from wristworld_ros.evaluation.report import EpisodeReport, provenance
+    from wristworld_ros.evaluation.report import EpisodeReport
     from wristworld_ros.nodes import live_report
     from wristworld_ros.nodes.graph import NODES, build_graph
     from wristworld_ros.nodes.session import Session
+    from wristworld_ros.provenance import provenance
     from wristworld_ros.resources import model_dir
     from wristworld_ros.weights import read_config
 

@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print a table, write the JSON; returns 0."""
     seeds = parse_seeds(args.seeds)
     from wristworld_ros.evaluation.baselines import load_mean_image
-    from wristworld_ros.evaluation.provenance import provenance
     from wristworld_ros.evaluation.splits import evaluate_split
+    from wristworld_ros.provenance import provenance
     from wristworld_ros.resources import model_dir
     from wristworld_ros.weights import read_config
 

@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """Collect and print; returns 1 if ``--check`` finds damaged weights, else 0."""
     report = collect(check=args.check)
     print(json.dumps(report, indent=2) if args.json else as_table(report))
-    return int(any(weights.get("intact") is False for weights in report["weights"].values()))
+    parts = [part for model in report["weights"].values() for part in model.values()]
+    return int(any(isinstance(part, dict) and part.get("intact") is False for part in parts))
 
 
 def collect(check: bool = False) -> dict[str, Any]:
@@ -80,17 +81,17 @@ def _weights(check: bool) -> dict[str, dict[str, Any]]:
 
     found: dict[str, dict[str, Any]] = {}
     for name in model_names():
-        folder = model_dir(name)
-        expected = str(read_config(folder)["sha256"])
-        path = folder / FILE
-        entry = {
-            "folder": str(folder),
-            "sha256": expected,
-            "megabytes": round(path.stat().st_size / 1e6, 1) if path.is_file() else 0.0,
-        }
-        if check:
-            entry["intact"] = path.is_file() and sha256_of(path) == expected
-        found[name] = entry
+        found[name] = {"folder": str(model_dir(name))}
+        for config in sorted(model_dir(name).glob("*/config.json")):
+            expected = str(read_config(config.parent)["sha256"])
+            path = config.parent / FILE
+            entry: dict[str, Any] = {
+                "sha256": expected,
+                "megabytes": round(path.stat().st_size / 1e6, 1) if path.is_file() else 0.0,
+            }
+            if check:
+                entry["intact"] = path.is_file() and sha256_of(path) == expected
+            found[name][config.parent.name] = entry
     return found
 
 

@@ -15,9 +15,9 @@ from wristworld_ros.data.frames import BagFrames, WristTruth
 from wristworld_ros.data.messages import decode_camera_info
 from wristworld_ros.errors import BagError, CalibrationError, InvalidInputError
 from wristworld_ros.evaluation.baselines import load_mean_image, true_condition
-from wristworld_ros.evaluation.provenance import provenance
 from wristworld_ros.evaluation.report import EpisodeReport
 from wristworld_ros.generation import Generator
+from wristworld_ros.provenance import provenance
 from wristworld_ros.reconstruction import Reconstructor
 from wristworld_ros.resources import model_dir
 from wristworld_ros.types import AnchorFrame, CameraModel, Reconstruction, WristFrame

@@ -16,9 +16,9 @@ from wristworld_ros.data.frames import WristTruth
 from wristworld_ros.evaluation.baselines import cropped_view, flat_colour, inpainted_splat
 from wristworld_ros.evaluation.layout import SHEET_ROWS, Panels, contact_sheet, video_frame
 from wristworld_ros.evaluation.metrics import fit_truth, pose_error_mm_deg
-from wristworld_ros.evaluation.provenance import provenance
 from wristworld_ros.evaluation.scores import Means, percentiles, regions, score_frame, spread
 from wristworld_ros.evaluation.video import VideoWriter
+from wristworld_ros.provenance import provenance
 from wristworld_ros.types import AnchorFrame, ConditionMap, FloatArray, Image
 
 if TYPE_CHECKING:

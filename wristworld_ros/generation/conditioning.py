@@ -64,3 +64,21 @@ def mask_channels(mask: Tensor, factor: int = 8, parts: int = 2) -> Tensor:
         B x parts^2 x H/factor x W/factor in [0, 1].
     """
     return F.pixel_unshuffle(F.avg_pool2d(mask, factor // parts), parts)
+
+
+def ray_channels(K: Tensor, height: int, width: int, factor: int = 8) -> Tensor:
+    """Where each latent cell looks: x / z and y / z of its centre in the camera frame.
+
+    Args:
+        K: B x 3 x 3 [px of the height x width picture].
+
+    Returns:
+        B x 2 x height/factor x width/factor.
+    """
+    v, u = torch.meshgrid(
+        (torch.arange(height // factor, device=K.device) + 0.5) * factor,
+        (torch.arange(width // factor, device=K.device) + 0.5) * factor,
+        indexing="ij",
+    )
+    K = K[:, :, :, None, None]
+    return torch.stack([(u - K[:, 0, 2]) / K[:, 0, 0], (v - K[:, 1, 2]) / K[:, 1, 1]], 1)

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from wristworld_ros.errors import InvalidInputError, WristWorldError
 from wristworld_ros.generation.autoencoder import Autoencoder
-from wristworld_ros.generation.conditioning import condition_tensors, fill_holes, mask_channels
+from wristworld_ros.generation.conditioning import (
+    condition_tensors,
+    fill_holes,
+    mask_channels,
+    ray_channels,
+)
 from wristworld_ros.generation.confidence import measured_confidence
 from wristworld_ros.generation.model import Stage2Model
 from wristworld_ros.generation.pipeline import sample, scheduler_for
@@ -133,6 +138,8 @@ class Generator:
     ) -> list[WristFrame]:
         began = time.perf_counter()
         image, mask = (x.to(self.device) for x in condition_tensors(conditions))
+        intrinsics = np.stack([c.camera.K for c in conditions])
+        K = torch.tensor(intrinsics, dtype=torch.float32, device=self.device)
         with torch.inference_mode():
             latents = self.autoencoder.encode(fill_holes(image, mask))
             text = self.text.encode(frames[0].instruction)[None].to(self.device)
@@ -140,6 +147,7 @@ class Generator:
             context = self.model.context(
                 latents.transpose(0, 1)[None],
                 mask_channels(mask).transpose(0, 1)[None],
+                ray_channels(K, *mask.shape[-2:]).transpose(0, 1)[None],
                 text,
                 anchors,
             )

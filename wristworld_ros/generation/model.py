@@ -14,6 +14,7 @@ from wristworld_ros.generation.anchor_encoder import AnchorEncoder, AnchorEncode
 from wristworld_ros.generation.text import TEXT_DIM
 
 MASK_CHANNELS = 4
+RAY_CHANNELS = 2
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,15 @@ class Context:
     Attributes:
         latents: B x C x F x h x w latents of the hole-filled condition maps.
         mask: B x 4 x F x h x w coverage.
+        rays: B x 2 x F x h x w, where each cell looks, x / z and y / z in the wrist camera. Without
+            them the transformer, which knows positions only relative to one another, cannot tell
+            where in the picture the gripper has to be.
         tokens: B x L x 384 text and anchor tokens.
     """
 
     latents: Tensor
     mask: Tensor
+    rays: Tensor
     tokens: Tensor
 
 
@@ -69,7 +74,7 @@ class Stage2Model(nn.Module):
             patch_size=c.patch,
             num_attention_heads=c.heads,
             attention_head_dim=c.head_dim,
-            in_channels=2 * c.latent_channels + MASK_CHANNELS,
+            in_channels=2 * c.latent_channels + MASK_CHANNELS + RAY_CHANNELS,
             out_channels=c.latent_channels,
             text_dim=TEXT_DIM,
             freq_dim=128,
@@ -86,6 +91,7 @@ class Stage2Model(nn.Module):
         self,
         latents: Tensor,
         mask: Tensor,
+        rays: Tensor,
         text: Tensor,
         anchors: Tensor | None,
         drop_text: Tensor | None = None,
@@ -94,7 +100,7 @@ class Stage2Model(nn.Module):
         """Bring all conditions together.
 
         Args:
-            latents, mask: as in ``Context``.
+            latents, mask, rays: as in ``Context``.
             text: B x text_tokens x 384.
             anchors: B x F x V x 3 x H x W in [0, 1], or None.
             drop_text, drop_anchors: B bool: zero that condition (for guidance and robustness).
@@ -107,7 +113,7 @@ class Stage2Model(nn.Module):
             if drop_anchors is not None:
                 tokens = tokens * (~drop_anchors)[:, None, None]
             parts.append(tokens)
-        return Context(latents, mask, torch.cat(parts, 1))
+        return Context(latents, mask, rays, torch.cat(parts, 1))
 
     def forward(self, noisy: Tensor, t: Tensor, context: Context) -> Tensor:
         """Clean latents.
@@ -116,7 +122,7 @@ class Stage2Model(nn.Module):
             noisy: B x C x F x h x w, (1 - t) clean + t noise.
             t: B in (0, 1].
         """
-        x = torch.cat([noisy, context.latents, context.mask], 1)
+        x = torch.cat([noisy, context.latents, context.mask, context.rays], 1)
         out = self.transformer(x, t * 1000, context.tokens, return_dict=False)[0]
         if self.config.prediction == "correction":
             return context.latents + out

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -463,5 +464,14 @@ class ParameterServer:
         return SetParametersResult(successful=True)
 
 
+def parameters_page() -> str:
+    """Content of docs/parameters.md."""
+    head = (
+        "# Parameters of the nodes\n\nWritten by `python -m wristworld_ros.nodes.parameters page`; "
+        "`config/virtual_wrist.yaml`\n(written by the same without `page`) has the same defaults.\n"
+    )
+    return head + "".join(f"\n## {n}\n\n{parameters_markdown(n).rstrip()}\n" for n in PARAMETERS)
+
+
 if __name__ == "__main__":
-    print(parameters_yaml(), end="")
+    print(parameters_page() if sys.argv[1:] == ["page"] else parameters_yaml(), end="")

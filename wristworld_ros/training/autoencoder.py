@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wristworld_ros.generation.autoencoder import Autoencoder
-from wristworld_ros.training.loop import LoopConfig, train
-from wristworld_ros.training.provenance import training_record
+from wristworld_ros.training.loop import LoopConfig, train, training_record
 from wristworld_ros.training.shard_data import ShardSet
 from wristworld_ros.weights import save_weights
 

@@ -40,6 +40,7 @@ class ConditionSet:
     Attributes:
         wrist: N x H x W x 3 uint8, the truth.
         image, mask: N x H x W x 3 uint8 and N x H x W bool, the condition map.
+        wrist_K: N x 3 x 3 [px of the wrist pictures].
         anchors: N x 3 x 64 x 64 x 3 uint8; views beyond ``views`` are zero.
         views: N, how many anchors.
         instructions: N texts.
@@ -49,6 +50,7 @@ class ConditionSet:
     wrist: NDArray[np.uint8]
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_]
+    wrist_K: NDArray[np.float64]
     anchors: NDArray[np.uint8]
     views: NDArray[np.uint8]
     instructions: list[str]
@@ -114,8 +116,15 @@ def build_conditions(
                 if name != "meta":
                     parts.setdefault(name, []).append(arrays[name])
         instructions += [meta["instruction"]] * meta["frames"]
+        parts.setdefault("wrist_K", []).append(np.repeat(_wrist_K(file), meta["frames"], 0))
     merged = {name: np.concatenate(values) for name, values in parts.items()}
     return ConditionSet(instructions=instructions, **merged)
+
+
+def _wrist_K(file: Path) -> NDArray[np.float64]:
+    """1 x 3 x 3 intrinsics of a shard's wrist camera, without reading its pictures."""
+    with np.load(file) as arrays:
+        return np.asarray(arrays["wrist_K"], np.float64)[None]
 
 
 _worker: dict[str, Any] = {}

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from wristworld_ros.errors import InvalidInputError
+from wristworld_ros.provenance import provenance
 
 Metrics = dict[str, float]
 
@@ -254,6 +254,6 @@ def plot_curves(log: Path, path: Path) -> None:
     plt.close(figure)
 
 
-def draw(generator: torch.Generator, high: int, size: int) -> np.ndarray:
-    """``size`` integers below ``high``."""
-    return torch.randint(high, (size,), generator=generator).numpy()
+def training_record(loop: LoopConfig, extra: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says about how its weights came to be."""
+    return provenance(loop=asdict(loop), **extra)

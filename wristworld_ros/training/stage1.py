@@ -18,8 +18,7 @@ from wristworld_ros.reconstruction.pose_encoding import (
     fov_from_intrinsics,
 )
 from wristworld_ros.reconstruction.spc import spc_loss
-from wristworld_ros.training.loop import LoopConfig, train
-from wristworld_ros.training.provenance import training_record
+from wristworld_ros.training.loop import LoopConfig, train, training_record
 from wristworld_ros.training.shard_data import Batch, ShardSet
 from wristworld_ros.weights import save_weights
 

@@ -12,13 +12,12 @@ from tqdm import tqdm
 
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.generation.autoencoder import Autoencoder
-from wristworld_ros.generation.conditioning import fill_holes, mask_channels
+from wristworld_ros.generation.conditioning import fill_holes, mask_channels, ray_channels
 from wristworld_ros.generation.model import Context, Stage2Model
 from wristworld_ros.generation.pipeline import sample
 from wristworld_ros.generation.text import TextEncoder
 from wristworld_ros.training.conditions import ConditionSet, build_conditions
-from wristworld_ros.training.loop import LoopConfig, train
-from wristworld_ros.training.provenance import training_record
+from wristworld_ros.training.loop import LoopConfig, train, training_record
 from wristworld_ros.weights import load_weights, read_config, save_weights
 
 CLIP = 4  # frames of a training clip
@@ -32,6 +31,7 @@ class LatentSet:
 
     Attributes:
         clean, condition: N x C x h x w float16 latents; mask: N x 4 x h x w float16.
+        rays: N x 2 x h x w.
         data: the frames they come from.
         texts: instruction -> token states.
     """
@@ -39,6 +39,7 @@ class LatentSet:
     clean: Tensor
     condition: Tensor
     mask: Tensor
+    rays: Tensor
     data: ConditionSet
     texts: dict[str, Tensor]
 
@@ -56,7 +57,9 @@ def encode_set(data: ConditionSet, autoencoder: Autoencoder, text: TextEncoder) 
         condition.append(autoencoder.encode(fill_holes(image, mask)).half())
         masks.append(mask_channels(mask).half())
     texts = {t: text.encode(t).clone() for t in sorted(set(data.instructions))}
-    return LatentSet(torch.cat(clean), torch.cat(condition), torch.cat(masks), data, texts)
+    K = torch.from_numpy(data.wrist_K.astype(np.float32))
+    rays = ray_channels(K, *data.wrist.shape[1:3])
+    return LatentSet(torch.cat(clean), torch.cat(condition), torch.cat(masks), rays, data, texts)
 
 
 def clip_context(
@@ -76,6 +79,7 @@ def clip_context(
     return model.context(
         latents.condition[index].float().transpose(1, 2),
         latents.mask[index].float().transpose(1, 2),
+        latents.rays[index].transpose(1, 2),
         torch.stack([latents.texts[latents.data.instructions[i]] for i in index[:, 0]]),
         anchors.permute(0, 1, 2, 5, 3, 4).float() / 255,
         *(drops or ()),
