@@ -17,7 +17,7 @@ from wristworld_ros.types import AnchorFrame, AnchorView, CameraModel, Condition
 from wristworld_ros.weights import save_weights
 
 ANCHORS = AnchorEncoderConfig(image_size=32, width=32, layers=1, heads=2)
-TINY = Stage2Config(heads=2, head_dim=16, ffn_dim=32, layers=1, anchors=ANCHORS)
+TINY = Stage2Config(heads=2, head_dim=16, ffn_dim=32, layers=1, refiner=16, anchors=ANCHORS)
 SMALL_AE = {**MINI_AUTOENCODER}
 CAMERA = CameraModel.from_fov(1.2, 64, 48)
 
@@ -155,7 +155,7 @@ def test_the_sampler_ends_at_the_clean_latents(steps):
 
 def test_noise_of_another_shape_is_refused():
     clean = torch.randn(1, 16, 1, 4, 4)
-    context = Context(clean, clean[:, :4], clean[:, :2], torch.zeros(1, 1, 384))
+    context = Context(clean, clean[:, :4], clean[:, :2], torch.zeros(1, 25, 384))
     with pytest.raises(InvalidInputError, match="noise of shape"):
         sample(Known(clean), context, torch.randn(1, 16, 2, 4, 4), steps=1)
     with pytest.raises(InvalidInputError, match="1001"):
@@ -169,7 +169,7 @@ def test_velocity_and_correction_agree_on_what_clean_means():
         torch.randn_like(noisy),
         torch.rand(1, 4, 1, 4, 4),
         torch.rand(1, 2, 1, 4, 4),
-        torch.zeros(1, 1, 384),
+        torch.zeros(1, 25, 384),
     )
     # An untrained output layer is zero: a correction of nothing, a velocity of nothing.
     correction = Stage2Model(TINY)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.generation.anchor_encoder import AnchorEncoder, AnchorEncoderConfig
+from wristworld_ros.generation.refiner import LatentRefiner
 from wristworld_ros.generation.text import TEXT_DIM
 
 MASK_CHANNELS = 4
@@ -25,6 +26,7 @@ class Stage2Config:
         latent_channels: of the autoencoder.
         heads, head_dim, ffn_dim, layers, patch: of the Wan transformer.
         text_tokens: length of the text context.
+        refiner: width of the convolutional branch, 0 for none (as Wan).
         prediction: ``correction``: the output is added to the condition latents to give the clean
             latents (a strong prior where little data is to be had); ``velocity``: plain flow
             matching, as Wan.
@@ -35,9 +37,10 @@ class Stage2Config:
     heads: int = 6
     head_dim: int = 48
     ffn_dim: int = 1024
-    layers: int = 6
+    layers: int = 5
     patch: tuple[int, int, int] = (1, 2, 2)
     text_tokens: int = 24
+    refiner: int = 96
     prediction: str = "correction"
     anchors: AnchorEncoderConfig = field(default_factory=AnchorEncoderConfig)
 
@@ -86,6 +89,10 @@ class Stage2Model(nn.Module):
         )
         nn.init.zeros_(self.transformer.proj_out.weight)
         nn.init.zeros_(self.transformer.proj_out.bias)
+        self.refiner = None
+        if c.refiner:
+            channels = 3 * c.latent_channels + MASK_CHANNELS + RAY_CHANNELS
+            self.refiner = LatentRefiner(channels, c.latent_channels, TEXT_DIM, c.refiner)
 
     def context(
         self,
@@ -107,13 +114,12 @@ class Stage2Model(nn.Module):
         """
         if drop_text is not None:
             text = text * (~drop_text)[:, None, None]
-        parts = [text]
+        tokens = text.new_zeros(len(text), 1, text.shape[2])  # stands for "no anchors"
         if anchors is not None:
             tokens = self.anchors(anchors)
             if drop_anchors is not None:
                 tokens = tokens * (~drop_anchors)[:, None, None]
-            parts.append(tokens)
-        return Context(latents, mask, rays, torch.cat(parts, 1))
+        return Context(latents, mask, rays, torch.cat([text, tokens], 1))
 
     def forward(self, noisy: Tensor, t: Tensor, context: Context) -> Tensor:
         """Clean latents.
@@ -124,6 +130,9 @@ class Stage2Model(nn.Module):
         """
         x = torch.cat([noisy, context.latents, context.mask, context.rays], 1)
         out = self.transformer(x, t * 1000, context.tokens, return_dict=False)[0]
+        if self.refiner is not None:
+            summary = context.tokens[:, self.config.text_tokens :].mean(1)
+            out = out + self.refiner(torch.cat([x, out], 1), t, summary)
         if self.config.prediction == "correction":
             return context.latents + out
         return noisy - t.view(-1, 1, 1, 1, 1) * out

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from wristworld_ros.types import AnchorFrame, AnchorView
 SHARES = {"true": 0.3, "kinematic": 0.5, "estimated": 0.2}
 #: Share of training samples by number of anchors.
 ANCHORS = {1: 0.15, 2: 0.25, 3: 0.6}
+MIRRORED = {"left": "right", "right": "left"}
 SMALL = 64  # anchors as the anchor encoder sees them [px]
 
 
@@ -170,3 +173,40 @@ def _reconstruct(file: Path) -> None:
             episode=np.full(len(shard), shard.seed, np.int64),
         )
     os.replace(partial, target)
+
+
+def varied(data: ConditionSet, rng: np.random.Generator) -> ConditionSet:
+    """A copy of the frames in which each episode has other colours and may be mirrored.
+
+    Colour channels change places and brightness, the same in the truth, the condition map and the
+    anchors; mirroring also swaps "left" and "right" in the instruction. The cameras' principal
+    points are at the centre, so that intrinsics stay.
+    """
+    out = {n: getattr(data, n).copy() for n in ("wrist", "image", "mask", "anchors")}
+    instructions = list(data.instructions)
+    for episode in np.unique(data.episode):
+        index = np.flatnonzero(data.episode == episode)
+        order = rng.permutation(3)
+        gain = rng.uniform(0.8, 1.15, 3)
+        for name in ("wrist", "image", "anchors"):
+            pixels = out[name][index][..., order] * gain
+            out[name][index] = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+        if rng.random() < 0.5:
+            for name, axis in (("wrist", 2), ("image", 2), ("mask", 2), ("anchors", 3)):
+                out[name][index] = np.flip(out[name][index], axis)
+            for i in index:
+                words = re.split(r"\b(left|right)\b", instructions[i])
+                instructions[i] = "".join(MIRRORED.get(w, w) for w in words)
+    return replace(data, instructions=instructions, **out)
+
+
+def merged(sets: Sequence[ConditionSet]) -> ConditionSet:
+    """Several sets as one; episodes of later sets get numbers of their own."""
+    arrays: dict[str, Any] = {
+        n: np.concatenate([getattr(s, n) for s in sets])
+        for n in ("wrist", "image", "mask", "wrist_K", "anchors", "views")
+    }
+    step = max(int(s.episode.max()) for s in sets) + 1
+    episode = np.concatenate([s.episode + k * step for k, s in enumerate(sets)])
+    instructions = [text for s in sets for text in s.instructions]
+    return ConditionSet(instructions=instructions, episode=episode, **arrays)

@@ -16,13 +16,16 @@ from wristworld_ros.generation.conditioning import fill_holes, mask_channels, ra
 from wristworld_ros.generation.model import Context, Stage2Model
 from wristworld_ros.generation.pipeline import sample
 from wristworld_ros.generation.text import TextEncoder
-from wristworld_ros.training.conditions import ConditionSet, build_conditions
+from wristworld_ros.training.conditions import ConditionSet, build_conditions, merged, varied
 from wristworld_ros.training.loop import LoopConfig, train, training_record
 from wristworld_ros.weights import load_weights, read_config, save_weights
 
 CLIP = 4  # frames of a training clip
 CLIP_SHARE = 0.3  # of batches; the others hold single frames
 DROP_TEXT, DROP_ANCHORS = 0.1, 0.1
+SHARE_OF_NOISE = 0.7
+#: Copies of the training frames with other colours and, half of them, mirrored.
+COPIES = 3
 
 
 @dataclass
@@ -123,11 +126,12 @@ def flow_matching_loss(
 
     Flow matching (x_t = (1 - t) x_0 + t noise) with the error in x_0 rather than in the velocity,
     which is the same error over t: the weight 1 / t^2 would spend training on nearly clean inputs.
-    Half of the samples are at t = 1, where every sampler starts.
+    ``SHARE_OF_NOISE`` of the samples are at t = 1, where samplers start and most is left to do.
     """
     B = len(clean)
     t = torch.rand(B, generator=generator)
-    t = torch.where(torch.rand(B, generator=generator) < 0.5, 1.0, t.clamp_min(0.05))
+    start_here = torch.rand(B, generator=generator) < SHARE_OF_NOISE
+    t = torch.where(start_here, 1.0, t.clamp_min(0.05))
     noise = torch.randn(clean.shape, generator=generator)
     weight = t.view(-1, 1, 1, 1, 1)
     predicted = model((1 - weight) * clean + weight * noise, t, context)
@@ -182,11 +186,14 @@ def train_stage2(
     model = Stage2Model()
     text = TextEncoder(model.config.text_tokens)
 
-    def load(name: str, folder: Path) -> LatentSet:
-        conditions = build_conditions(folder, stage1.parent, work / f"conditions_{name}")
-        return encode_set(conditions, autoencoder, text)
+    def load(name: str, folder: Path) -> ConditionSet:
+        return build_conditions(folder, stage1.parent, work / f"conditions_{name}")
 
-    data, val = load("train", train_folder), load("val", val_folder)
+    val = encode_set(load("val", val_folder), autoencoder, text)
+    original = load("train", train_folder)
+    rng = np.random.default_rng(loop.seed)
+    copies = [original, *(varied(original, rng) for _ in range(COPIES))]
+    data = encode_set(merged(copies), autoencoder, text)
     weights = channel_weights(autoencoder.latent_std)
 
     def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
