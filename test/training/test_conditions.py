@@ -1,0 +1,73 @@
+"""Varied copies of training frames stay consistent; clips stay within one episode."""
+
+import numpy as np
+import torch
+
+from wristworld_ros.training.conditions import ConditionSet, merged, varied
+from wristworld_ros.training.stage2 import CLIP, channel_weights, draw_clips
+
+FRAMES = 6
+
+
+def make_set(episodes=4):
+    rng = np.random.default_rng(0)
+    n = episodes * FRAMES
+    wrist = rng.integers(0, 200, (n, 8, 8, 3), dtype=np.uint8)
+    mask = rng.random((n, 8, 8)) < 0.7
+    return ConditionSet(
+        wrist=wrist,
+        image=wrist * mask[..., None],
+        mask=mask,
+        wrist_K=np.repeat(np.eye(3)[None], n, 0),
+        anchors=rng.integers(0, 200, (n, 3, 4, 4, 3), dtype=np.uint8),
+        views=np.repeat(np.arange(episodes) % 3 + 1, FRAMES).astype(np.uint8),
+        instructions=[f"push the left cube {e}" for e in range(episodes) for _ in range(FRAMES)],
+        episode=np.repeat(np.arange(episodes) * 7, FRAMES),
+    )
+
+
+def test_truth_map_and_mask_change_together():
+    data = make_set()
+    other = varied(data, np.random.default_rng(1))
+    assert (other.image == other.wrist * other.mask[..., None]).all()
+    assert (other.wrist != data.wrist).any()
+    np.testing.assert_array_equal(other.episode, data.episode)
+
+
+def test_mirrored_episodes_swap_left_and_right():
+    data = make_set(12)
+    other = varied(data, np.random.default_rng(1))
+    mirrored = np.array(["right" in text for text in other.instructions])
+    same_mask = np.array([(a == b).all() for a, b in zip(other.mask, data.mask, strict=True)])
+    np.testing.assert_array_equal(mirrored, ~same_mask)
+    assert 0 < mirrored.mean() < 1
+    i = int(np.argmax(mirrored))
+    np.testing.assert_array_equal(other.mask[i], data.mask[i][:, ::-1])
+    assert all("left" in text for text in data.instructions)  # the original stays
+
+
+def test_merged_sets_keep_their_episodes_apart():
+    data = make_set()
+    both = merged([data, varied(data, np.random.default_rng(0))])
+    assert len(both) == 2 * len(data)
+    assert len(np.unique(both.episode)) == 2 * len(np.unique(data.episode))
+
+
+def test_clips_are_consecutive_frames_of_one_episode_with_equal_views():
+    data = make_set(9)
+    generator = torch.Generator().manual_seed(0)
+    lengths = set()
+    for _ in range(60):
+        index = draw_clips(data, 8, generator)
+        lengths.add(index.shape[1])
+        assert index.shape in ((8, 1), (8 // CLIP, CLIP))
+        assert (np.diff(index, axis=1) == 1).all()
+        assert (data.episode[index] == data.episode[index[:, :1]]).all()
+        assert len(np.unique(data.views[index])) == 1
+    assert lengths == {1, CLIP}
+
+
+def test_visible_channels_count_more():
+    weights = channel_weights(torch.tensor([3.0, 1.0, 0.1]))
+    assert weights.argmax() == 0 and torch.isclose(weights.mean(), torch.tensor(1.0))
+    assert weights.min() >= 0.5

@@ -1,0 +1,109 @@
+"""Stage-1 losses vanish at the truth and see each kind of error; lifting and relative poses."""
+
+import numpy as np
+import pytest
+import torch
+
+from wristworld_ros.geometry.transforms import from_quaternion
+from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS, Keypoints
+from wristworld_ros.reconstruction.model import Stage1Output
+from wristworld_ros.reconstruction.pose_encoding import encode_pose, fov_from_intrinsics
+from wristworld_ros.training.shard_data import Batch
+from wristworld_ros.training.stage1 import (
+    Stage1Losses,
+    lift,
+    pose_errors,
+    relative_poses,
+    stage1_loss,
+)
+
+SIZE = 64
+K = torch.tensor([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]])
+
+
+def pose(t, q):
+    return torch.from_numpy(from_quaternion(t, np.array(q) / np.linalg.norm(q))).float()
+
+
+@pytest.fixture
+def batch():
+    """Two anchors and a wrist camera that all look down at the plane z = 0."""
+    anchors = torch.stack([pose([0, 0, 1.0], [1, 0, 0, 0]), pose([0.1, 0.05, 1.2], [1, 0, 0, 0])])
+    return Batch(
+        anchors=torch.rand(1, 2, 3, SIZE, SIZE),
+        anchor_depth=torch.stack([torch.full((SIZE, SIZE), 1.0), torch.full((SIZE, SIZE), 1.2)])[
+            None
+        ],
+        anchor_K=K.expand(1, 2, 3, 3),
+        T_world_anchor=anchors[None],
+        wrist=torch.rand(1, 3, SIZE, SIZE),
+        wrist_depth=torch.full((1, SIZE, SIZE), 0.4),
+        wrist_K=K[None],
+        T_world_wrist=pose([0.05, 0, 0.4], [1, 0, 0, 0])[None],
+    )
+
+
+def perfect(batch):
+    T_anchors, T_wrist = relative_poses(batch)
+    cameras = encode_pose(T_anchors, fov_from_intrinsics(batch.anchor_K, SIZE, SIZE))
+    wrist = encode_pose(T_wrist, fov_from_intrinsics(batch.wrist_K, SIZE, SIZE))
+    inverse = torch.linalg.inv(T_wrist)
+    points = torch.tensor(WRIST_KEYPOINTS) @ inverse[:, :3, :3].transpose(1, 2)
+    points = points + inverse[:, None, :3, 3]
+    local = points[:, None] @ T_anchors[..., :3, :3].transpose(-1, -2) + T_anchors[..., None, :3, 3]
+    heat = torch.zeros(1, 2, len(WRIST_KEYPOINTS), 16, 16).log_softmax(-1)
+    keypoints = Keypoints(heat, torch.zeros(1, 2, 4, 2), local[..., 2], points)
+    return Stage1Output(
+        batch.anchor_depth,
+        torch.ones_like(batch.anchor_depth),
+        [cameras],
+        [wrist, wrist],
+        keypoints,
+    )
+
+
+WEIGHTS = Stage1Losses(heat=0.0)  # cross-entropy does not vanish
+
+
+def test_the_truth_costs_nothing(batch):
+    loss, figures = stage1_loss(perfect(batch), batch, WEIGHTS)
+    assert loss.abs() < 1e-4
+    assert all(abs(v) < 1e-4 for k, v in figures.items() if k != "heat")
+
+
+@pytest.mark.parametrize("part", ["depth_log_error", "camera", "wrist_pose", "spc_reprojection"])
+def test_each_error_is_seen(batch, part):
+    output = perfect(batch)
+    changed = dict(output.__dict__)
+    if part == "depth_log_error":
+        changed["depth"] = output.depth * 1.1
+    elif part == "camera":
+        changed["cameras"] = [output.cameras[0] + 0.1]
+    else:
+        changed["wrist"] = [output.wrist[0], output.wrist[1] + torch.tensor([0.02, *[0] * 8])]
+    loss, figures = stage1_loss(Stage1Output(**changed), batch, WEIGHTS)
+    assert loss > 1e-3 and figures[part] > 1e-3
+
+
+def test_quaternions_of_either_sign_are_the_same_rotation(batch):
+    output = perfect(batch)
+    flipped = output.wrist[1].clone()
+    flipped[:, 3:7] *= -1
+    changed = Stage1Output(**{**output.__dict__, "wrist": [output.wrist[0], flipped]})
+    assert stage1_loss(changed, batch, WEIGHTS)[0].abs() < 1e-4
+
+
+def test_lift_gives_world_points(batch):
+    pixels = torch.tensor([[[[32.0, 32.0], [62.0, 32.0]], [[32.0, 32.0], [32.0, 2.0]]]])
+    points = lift(pixels, batch.anchor_depth, batch.anchor_K, batch.T_world_anchor)
+    torch.testing.assert_close(points[0, 0, 0], torch.tensor([0.0, 0, 0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(points[0, 0, 1], torch.tensor([0.5, 0, 0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(points[0, 1, 1], torch.tensor([0.1, 0.65, 0]), atol=1e-5, rtol=0)
+
+
+def test_pose_errors_in_metres_and_radians():
+    a = torch.linalg.inv(pose([0, 0, 1], [0, 0, 0, 1]))[None]
+    b = torch.linalg.inv(pose([0.03, 0.04, 1], [0, 0, np.sin(0.1), np.cos(0.1)]))[None]
+    t, r = pose_errors(a, b)
+    assert t.item() == pytest.approx(0.05, abs=1e-5)
+    assert r.item() == pytest.approx(0.2, abs=1e-3)
