@@ -50,6 +50,7 @@ class LatentRefiner(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(width, 192, d) for d in DILATIONS)
         self.norm = nn.GroupNorm(8, width)
         self.out = nn.Conv2d(width, out_channels, 3, padding=1)
+        assert self.out.bias is not None
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
