@@ -123,7 +123,8 @@ class Backbone(nn.Module):
         patches = self.patch(s8)  # B*V, C, h, w
         h, w = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2).reshape(B, V, h * w, -1)
-        patches = patches + self._calibration(patches, rays, T_world_camera, known)
+        with torch.autocast(x.device.type, enabled=False):  # metres need more than 8 bits
+            patches = patches.float() + self._calibration(patches, rays, T_world_camera, known)
 
         special = torch.cat(
             [self.special[:1], self.special[1:].expand(V - 1, -1, -1)]
@@ -164,11 +165,11 @@ class Backbone(nn.Module):
         no = self.unknown[:, None, None, None]  # 2, 1, 1, 1, C
         if known is None or rays is None:
             return no[0] + no[1]
-        directions = rays.reshape(B, V, n, 3).to(patches.dtype)
+        directions = rays.reshape(B, V, n, 3)
         inner = torch.where(known[:, 0, None, None, None], self.intrinsics(directions), no[0])
         if T_world_camera is None:
             return inner + no[1]
-        T = T_world_camera.to(patches.dtype)
+        T = T_world_camera.to(directions)
         world = torch.einsum("bvij,bvnj->bvni", T[..., :3, :3], directions)
         origin = T[..., None, :3, 3].expand_as(world)
         ground = origin + base_plane_depth(origin, world) * world

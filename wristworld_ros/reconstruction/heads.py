@@ -21,6 +21,10 @@ class PoseRefiner(nn.Module):
 
     Each iteration embeds the previous pose (detached), modulates the token by AdaLN, runs a small
     trunk and adds an MLP's output to the pose.
+
+    Unlike in VGGT the pose is camera-to-base (centre, quaternion xyzw, FoV), in the robot's base
+    frame, which every view shows. World-to-camera translations are -R c: with a camera 1 m away
+    from the origin each degree of rotation error would move the camera by 17 mm.
     """
 
     def __init__(self, dim: int, blocks: int = 2, heads: int = 6, iterations: int = 4) -> None:
@@ -48,10 +52,10 @@ class PoseRefiner(nn.Module):
 
         Args:
             tokens: B x N x dim, one per camera.
-            initial: B x N x 9 pose to start from; a learned "no pose yet" when None.
+            initial: B x N x 9 camera-to-base pose to start from; a learned "no pose yet" when None.
 
         Returns:
-            Per iteration B x N x 9.
+            Per iteration B x N x 9, camera-to-base.
         """
         pose = initial
         poses = []
@@ -66,7 +70,7 @@ class PoseRefiner(nn.Module):
 
 
 class CameraHead(nn.Module):
-    """Pose encodings of the anchors from their camera tokens."""
+    """Poses of the anchors in the robot's base frame, from their camera tokens."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -74,7 +78,7 @@ class CameraHead(nn.Module):
         self.refiner = PoseRefiner(2 * config.dim, heads=config.heads)
 
     def forward(self, features: Features) -> list[Tensor]:
-        """Per iteration B x V x 9, world-to-camera, world = first anchor."""
+        """Per iteration B x V x 9, camera-to-base."""
         return self.refiner(self.norm(features.tokens[-1][:, :, 0]))
 
 
@@ -105,30 +109,40 @@ class WristHead(nn.Module):
 
         Args:
             features: of the backbone.
-            keypoints: B x K x 3 wrist keypoints in the first anchor's frame [m].
+            keypoints: B x K x 3 wrist keypoints in the base frame [m].
 
         Returns:
-            Per iteration B x 9, world-to-wrist-camera, world = first anchor; the pose that the
-            refinement starts from comes first.
+            Per iteration B x 9, wrist camera to base; the pose that the refinement starts from
+            comes first.
         """
         memory = self.norm(features.tokens[-1].flatten(1, 2))
         query = self.query + self.keypoints(keypoints.detach().flatten(1))[:, None]
         for layer in self.layers:
             query = layer(query, memory)
-        T = torch.linalg.inv(fit_keypoints(keypoints.detach()))
-        fov = self.refiner.initial[7:].expand(len(T), 2)
-        initial = encode_pose(T, fov)
+        T_base_wrist = fit_keypoints(keypoints.detach())
+        fov = self.refiner.initial[7:].expand(len(T_base_wrist), 2)
+        initial = encode_pose(T_base_wrist, fov)
         return [initial, *(pose[:, 0] for pose in self.refiner(query, initial[:, None]))]
 
 
-#: Points fixed to the wrist camera [m]: its centre, ahead between the fingers, and to both sides.
-WRIST_KEYPOINTS = ((0.0, 0.0, 0.0), (0.0, 0.02, 0.15), (0.1, 0.0, 0.05), (-0.1, 0.0, 0.05))
+#: Points fixed to the wrist camera [m]: its centre, between the fingers and beyond, behind the
+#: camera, and to all four sides. The wider they lie, the less their errors turn the pose.
+WRIST_KEYPOINTS = (
+    (0.0, 0.0, 0.0),
+    (0.0, 0.02, 0.15),
+    (0.0, 0.04, 0.25),
+    (0.0, 0.0, -0.1),
+    (0.12, 0.0, 0.05),
+    (-0.12, 0.0, 0.05),
+    (0.0, 0.12, 0.05),
+    (0.0, -0.12, 0.05),
+)
 #: How far a keypoint is trusted across and along the ray of a view [m].
 ACROSS_SIGMA, ALONG_SIGMA = 0.01, 0.05
 
 
 def fit_keypoints(points: Tensor) -> Tensor:
-    """Poses B x 4 x 4 (wrist to world) that best map ``WRIST_KEYPOINTS`` to B x K x 3 points.
+    """Poses B x 4 x 4 (wrist to base) that best map ``WRIST_KEYPOINTS`` to B x K x 3 points.
 
     Least squares by SVD (Kabsch).
     """
@@ -159,16 +173,17 @@ class KeypointHead(nn.Module):
             nn.Conv2d(channels, 2 * K, 1),
         )
 
-    def forward(self, features: Tensor, K: Tensor, T_first_camera: Tensor) -> Keypoints:
+    def forward(self, maps: Tensor, K: Tensor, T_base_camera: Tensor) -> Keypoints:
         """Locate.
 
         Args:
-            features: B x V x C x h x w, one cell per ``cell`` input pixels.
+            maps: B x V x 2 K x h x w, output of ``net``: logits of heat and log depths, one cell
+                per ``cell`` input pixels.
             K: B x V x 3 x 3 intrinsics [px of the input].
-            T_first_camera: B x V x 4 x 4 poses in the first anchor's frame.
+            T_base_camera: B x V x 4 x 4 poses of the anchors.
         """
-        B, V, _, h, w = features.shape
-        out = self.net(features.flatten(0, 1)).float().reshape(B, V, 2, -1, h * w)
+        B, V, _, h, w = maps.shape
+        out = maps.reshape(B, V, 2, -1, h * w)
         log_heat = F.log_softmax(out[:, :, 0], -1)  # B, V, points, cells
         heat = log_heat.exp()
         v, u = torch.meshgrid(
@@ -181,7 +196,7 @@ class KeypointHead(nn.Module):
         focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], -1)[:, :, None]
         xy = (pixels - K[:, :, None, :2, 2]) / focal
         rays = torch.cat([xy, torch.ones_like(depth)[..., None]], -1)
-        R, t = T_first_camera[..., :3, :3], T_first_camera[..., :3, 3]
+        R, t = T_base_camera[..., :3, :3], T_base_camera[..., :3, 3]
         points = (rays * depth[..., None]) @ R.transpose(-1, -2) + t[:, :, None]
         directions = F.normalize(rays, dim=-1) @ R.transpose(-1, -2)
         # Across the ray a view is sure, along it less; a spread-out heat map counts less.
@@ -202,7 +217,7 @@ class Keypoints:
         log_heat: B x V x K x h x w, log of a distribution over cells.
         pixels: B x V x K x 2 [px of the input].
         depth: B x V x K [m].
-        points: B x K x 3 in the first anchor's frame [m].
+        points: B x K x 3 in the base frame [m].
     """
 
     log_heat: Tensor
@@ -214,7 +229,8 @@ class Keypoints:
 class DepthHead(nn.Module):
     """Depth along z and its confidence, by fusing tokens with the stem's finer features.
 
-    When the anchors are calibrated, the depth of the base plane along each ray is one more input.
+    The depth of the base plane along each ray is one more input: exact where the anchors are
+    calibrated, by their estimated poses where they are not.
     """
 
     def __init__(self, config: BackboneConfig, width: int = 32) -> None:

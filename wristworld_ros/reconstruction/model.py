@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,11 @@ from wristworld_ros.reconstruction.heads import (
     Keypoints,
     WristHead,
 )
-from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
+from wristworld_ros.reconstruction.pose_encoding import (
+    decode_pose,
+    encode_pose,
+    intrinsics_from_fov,
+)
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,35 @@ class Stage1Output:
 
     Attributes:
         depth, confidence: B x V x H x W [m], and VGGT's confidence (>= 1).
-        cameras: B x V x 9 pose encodings of the anchors.
-        wrist: B x 9 pose encodings of the wrist camera.
-        keypoints: the wrist keypoints that its estimate starts from.
+        cameras: B x V x 9 anchors, camera-to-base (centre [m], quaternion xyzw, FoV [rad]).
+        wrist: B x 9 wrist camera, the same.
+        T_base_anchor: B x V x 4 x 4 that the wrist and the keypoints were placed by: the known
+            poses, else the estimated ones.
+        keypoints: the wrist keypoints that the wrist pose starts from.
     """
 
     depth: Tensor
     confidence: Tensor
     cameras: list[Tensor]
     wrist: list[Tensor]
+    T_base_anchor: Tensor
     keypoints: Keypoints
+
+    @property
+    def anchor_encoding(self) -> Tensor:
+        """B x V x 9 ``absT_quaR_FoV``: world-to-camera, world = first anchor."""
+        return relative_encoding(self.cameras[-1], decode_pose(self.cameras[-1][:, :1])[0])
+
+    @property
+    def wrist_encoding(self) -> Tensor:
+        """B x 9 ``absT_quaR_FoV`` of the wrist camera: world-to-camera, world = first anchor."""
+        return relative_encoding(self.wrist[-1], self.T_base_anchor[:, 0])
+
+
+def relative_encoding(camera_to_base: Tensor, T_base_first: Tensor) -> Tensor:
+    """(..., 9) camera-to-base poses -> (..., 9) world-to-camera, world = first anchor."""
+    T_base_camera, fov = decode_pose(camera_to_base)
+    return encode_pose(torch.linalg.inv(T_base_camera) @ T_base_first.to(T_base_camera), fov)
 
 
 class Stage1Model(nn.Module):
@@ -52,6 +75,8 @@ class Stage1Model(nn.Module):
         self.depth_head = DepthHead(self.config)
         self.keypoint_head = KeypointHead(self.depth_head.channels)
         self.wrist_head = WristHead(self.config)
+        #: Run backbone and dense heads in bfloat16 (training); geometry stays in float32.
+        self.bf16 = False
 
     def forward(
         self,
@@ -68,26 +93,24 @@ class Stage1Model(nn.Module):
             T_world_camera: B x V x 4 x 4 poses in the robot's base frame (z up, metres).
             known: B x 2 bool: intrinsics known, extrinsics known (only with intrinsics).
         """
-        rays = plane = None
+        H, W = images.shape[-2:]
+        rays = None
         if K is not None and known is not None:
-            H, W = images.shape[-2:]
             p = self.config.patch_size
             rays = pixel_rays(K, (H // p, W // p), p)
-            if T_world_camera is not None:
-                dense = pixel_rays(K, (H, W), 1)
-                directions = torch.einsum(
-                    "bvij,bvhwj->bvhwi", T_world_camera[..., :3, :3].to(dense), dense
-                )
-                origins = T_world_camera[:, :, None, None, :3, 3].to(dense).expand_as(directions)
-                plane = base_plane_depth(origins, directions)[..., 0]
-                plane = plane * known[:, 1, None, None, None]
-        features = self.backbone(images, rays, T_world_camera, known)
-        depth, confidence, dense = self.depth_head(features, plane)
+        half = torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16)
+        with half:
+            features = self.backbone(images, rays, T_world_camera, known)
+        features = replace(features, tokens=[t.float() for t in features.tokens])
         cameras = self.camera_head(features)
-        anchor_K, T_first_camera = self._anchors(cameras[-1], images, K, T_world_camera, known)
-        keypoints = self.keypoint_head(dense, anchor_K, T_first_camera)
+        anchor_K, T_base_anchor = self._anchors(cameras[-1], images, K, T_world_camera, known)
+        plane = base_plane(anchor_K, T_base_anchor, (H, W))
+        with half:
+            depth, confidence, dense = self.depth_head(features, plane)
+            heat = self.keypoint_head.net(dense.flatten(0, 1)).float().unflatten(0, plane.shape[:2])
+        keypoints = self.keypoint_head(heat, anchor_K, T_base_anchor)
         wrist = self.wrist_head(features, keypoints.points)
-        return Stage1Output(depth, confidence, cameras, wrist, keypoints)
+        return Stage1Output(depth, confidence, cameras, wrist, T_base_anchor, keypoints)
 
     @staticmethod
     def _anchors(
@@ -97,17 +120,14 @@ class Stage1Model(nn.Module):
         T_world_camera: Tensor | None,
         known: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Intrinsics and poses in the first anchor's frame: the known ones, else the estimated."""
-        T_camera_first, fov = decode_pose(estimate.detach())
-        poses = torch.linalg.inv(T_camera_first)
-        poses = torch.linalg.inv(poses[:, :1]) @ poses
+        """Intrinsics, and poses in the base frame: the known ones, else the estimated (detached)."""
+        poses, fov = decode_pose(estimate.detach())
         intrinsics = intrinsics_from_fov(fov, *images.shape[-2:])
         if known is not None and K is not None:
             intrinsics = torch.where(known[:, 0, None, None, None], K.to(poses), intrinsics)
             if T_world_camera is not None:
                 T = T_world_camera.to(poses)
-                true = torch.linalg.inv(T[:, :1]) @ T
-                poses = torch.where(known[:, 1, None, None, None], true, poses)
+                poses = torch.where(known[:, 1, None, None, None], T, poses)
         return intrinsics, poses
 
     def config_dict(self) -> dict[str, Any]:
@@ -121,6 +141,19 @@ class Stage1Model(nn.Module):
             k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
         }
         return cls(BackboneConfig(**values))
+
+
+def base_plane(K: Tensor, T_base_camera: Tensor, size: tuple[int, int]) -> Tensor:
+    """Depth [m] of the base plane z = 0 in every pixel, B x V x H x W.
+
+    Args:
+        K, T_base_camera: B x V x 3 x 3 [px], B x V x 4 x 4.
+        size: (H, W).
+    """
+    rays = pixel_rays(K, size, 1)
+    directions = torch.einsum("bvij,bvhwj->bvhwi", T_base_camera[..., :3, :3], rays)
+    origins = T_base_camera[:, :, None, None, :3, 3].expand_as(directions)
+    return base_plane_depth(origins, directions)[..., 0]
 
 
 def pixel_rays(K: Tensor, grid: tuple[int, int], cell: int) -> Tensor:

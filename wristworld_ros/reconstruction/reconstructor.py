@@ -150,7 +150,7 @@ class Reconstructor:
             assert frame.T_world_wrist is not None
             T_world_wrist = frame.T_world_wrist
         else:
-            T_wrist_first = decode_pose(output.wrist[-1])[0][0].double().cpu().numpy()
+            T_wrist_first = decode_pose(output.wrist_encoding)[0][0].double().cpu().numpy()
             T_world_wrist = geometry.poses[0] @ invert(_orthonormal(T_wrist_first))
         camera = self._wrist_camera(frame, output)
         condition = splat(cloud, T_world_wrist, camera, device=self.device)
@@ -215,7 +215,7 @@ class Reconstructor:
     def _geometry(self, frame: AnchorFrame, output: Stage1Output) -> _Geometry:
         """Views, depths and cameras at cloud resolution, in the world frame."""
         images, depths, confidences, cameras, poses = [], [], [], [], []
-        T_camera_first, fov = decode_pose(output.cameras[-1][0].double().cpu())
+        T_camera_first, fov = decode_pose(output.anchor_encoding[0].double().cpu())
         to_first = _orthonormal(T_camera_first[0].numpy())
         for i, view in enumerate(frame.views):
             image, camera = view.image, view.camera

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wristworld_ros.reconstruction.correspondence import exact_correspondences
 from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS, Keypoints
-from wristworld_ros.reconstruction.model import Stage1Model, Stage1Output
+from wristworld_ros.reconstruction.model import Stage1Model, Stage1Output, relative_encoding
 from wristworld_ros.reconstruction.pose_encoding import (
     decode_pose,
     encode_pose,
@@ -38,14 +38,14 @@ class Stage1Losses:
         confidence: weight of the log-confidence reward.
     """
 
-    depth: float = 2.0
+    depth: float = 3.0
     camera: float = 1.0
     wrist_pose: float = 2.0
     wrist_fov: float = 0.5
     projection: float = 0.02
     lambda_u: float = 1.0
     lambda_depth: float = 1.0
-    heat: float = 0.2
+    heat: float = 0.5
     keypoint: float = 2.0
     gamma: float = 0.6
     confidence: float = 0.05
@@ -89,8 +89,10 @@ def stage1_loss(
     H, W = batch.anchor_depth.shape[-2:]
     h, w = batch.wrist_depth.shape[-2:]
     T_anchors, T_wrist = relative_poses(batch)
-    true_anchor = encode_pose(T_anchors, fov_from_intrinsics(batch.anchor_K, H, W))
-    true_wrist = encode_pose(T_wrist, fov_from_intrinsics(batch.wrist_K, h, w))
+    true_anchor = encode_pose(batch.T_world_anchor, fov_from_intrinsics(batch.anchor_K, H, W))
+    # The wrist is right when it is right for the anchors as they are known or were estimated.
+    T_base_wrist = output.T_base_anchor[:, 0] @ torch.linalg.inv(T_wrist)
+    true_wrist = encode_pose(T_base_wrist, fov_from_intrinsics(batch.wrist_K, h, w))
 
     valid = batch.anchor_depth > 0.05
     log_true = torch.log(batch.anchor_depth.clamp_min(0.05))
@@ -101,7 +103,7 @@ def stage1_loss(
     camera_loss = _pose_loss(output.cameras, true_anchor, weights.gamma)
     pose_loss = _pose_loss(output.wrist[1:], true_wrist, weights.gamma, slice(0, 7))
     fov_loss = _pose_loss(output.wrist[1:], true_wrist, weights.gamma, slice(7, 9))
-    heat_loss, keypoint_loss = _keypoint_losses(output.keypoints, batch, T_wrist, T_anchors)
+    heat_loss, keypoint_loss = _keypoint_losses(output.keypoints, batch, T_base_wrist)
 
     # SPC: the anchors' pixels lifted by the predicted depth, seen by the estimated wrist camera.
     pairs = exact_correspondences(
@@ -118,7 +120,8 @@ def stage1_loss(
     spc_total = torch.zeros(())
     iterations = len(output.wrist)
     for i, encoding in enumerate(output.wrist[1:], 1):
-        T, _ = decode_pose(encoding)
+        T_base_camera, _ = decode_pose(encoding)
+        T = torch.linalg.inv(T_base_camera) @ output.T_base_anchor[:, 0]
         spc = spc_loss(
             points.reshape(B, V * M, 3),
             pixels,
@@ -153,14 +156,12 @@ def stage1_loss(
 
 
 def _keypoint_losses(
-    keypoints: Keypoints, batch: Batch, T_wrist_first: Tensor, T_anchor_first: Tensor
+    keypoints: Keypoints, batch: Batch, T_base_wrist: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the heat maps where a keypoint is in the picture; L1 of depth and place."""
-    model = T_wrist_first.new_tensor(WRIST_KEYPOINTS)
-    T = torch.linalg.inv(T_wrist_first)
-    points = model @ T[:, :3, :3].transpose(1, 2) + T[:, None, :3, 3]  # B, K, 3
-    local = points[:, None] @ T_anchor_first[..., :3, :3].transpose(-1, -2)
-    local = local + T_anchor_first[..., None, :3, 3]
+    points = apply(T_base_wrist, T_base_wrist.new_tensor(WRIST_KEYPOINTS))  # B, K, 3
+    true_points = apply(batch.T_world_wrist, points.new_tensor(WRIST_KEYPOINTS))
+    local = apply(torch.linalg.inv(batch.T_world_anchor), true_points[:, None])
     z = local[..., 2].clamp_min(0.05)
     K = batch.anchor_K
     focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], -1)[:, :, None]
@@ -178,6 +179,11 @@ def _keypoint_losses(
     count = inside.sum().clamp_min(1)
     place = (keypoints.points - points).abs().mean()
     return (entropy * inside).sum() / count, (depth * inside).sum() / count + place
+
+
+def apply(T: Tensor, points: Tensor) -> Tensor:
+    """... x 4 x 4 transforms of ... x N x 3 points."""
+    return points @ T[..., :3, :3].transpose(-1, -2) + T[..., None, :3, 3]
 
 
 def _pose_loss(
@@ -227,23 +233,25 @@ def evaluate_stage1(
 
     Returns:
         Medians and 90th percentiles of the wrist pose error [mm, deg], depth AbsRel, anchor pose
-        error [mm], field-of-view error [deg].
+        error [mm], field-of-view error [deg], and the wrist's error before refinement [mm].
     """
     model.eval()
-    translation, rotation, absrel, anchor, fov = [], [], [], [], []
+    translation, rotation, keypoint, absrel, anchor, fov = [], [], [], [], [], []
     for start in range(0, len(data), size):
         batch = data.batch(np.arange(start, min(start + size, len(data))), np.arange(views))
         flags = torch.tensor(known).expand(len(batch.anchors), 2)
         output = model(batch.anchors, batch.anchor_K, batch.T_world_anchor, flags)
         T_anchors, T_wrist = relative_poses(batch)
-        T, fov_hw = decode_pose(output.wrist[-1])
+        T, fov_hw = decode_pose(output.wrist_encoding)
         t, r = pose_errors(T, T_wrist)
         translation.append(t)
         rotation.append(r)
+        unrefined, _ = decode_pose(relative_encoding(output.wrist[0], output.T_base_anchor[:, 0]))
+        keypoint.append(pose_errors(unrefined, T_wrist)[0])
         h, w = batch.wrist_depth.shape[-2:]
         fov.append((fov_hw - fov_from_intrinsics(batch.wrist_K, h, w)).abs().mean(-1))
         if views > 1:
-            anchor.append(pose_errors(decode_pose(output.cameras[-1])[0], T_anchors)[0][:, 1:])
+            anchor.append(pose_errors(decode_pose(output.anchor_encoding)[0], T_anchors)[0][:, 1:])
         valid = batch.anchor_depth > 0.05
         relative = (output.depth - batch.anchor_depth).abs() / batch.anchor_depth.clamp_min(0.05)
         absrel.append((relative * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3)))
@@ -253,6 +261,7 @@ def evaluate_stage1(
         "wrist_mm_p90": t.quantile(0.9).item(),
         "wrist_deg_median": r.median().item(),
         "wrist_deg_p90": r.quantile(0.9).item(),
+        "keypoints_mm_median": (torch.cat(keypoint) * 1e3).median().item(),
         "depth_absrel": torch.cat(absrel).mean().item(),
         "fov_deg": torch.rad2deg(torch.cat(fov)).mean().item(),
     }
@@ -281,7 +290,7 @@ def train_stage1(
     out: Path,
     loop: LoopConfig,
     losses: Stage1Losses | None = None,
-    evaluate_every: int = 500,
+    evaluate_every: int = 1000,
 ) -> dict[str, float]:
     """Train, evaluate on val for each kind of knowledge, and write weights to ``out``.
 
@@ -290,6 +299,7 @@ def train_stage1(
     losses = losses or Stage1Losses()
     torch.manual_seed(loop.seed)
     model = Stage1Model()
+    model.bf16 = True
     data, val = ShardSet(train_folder), ShardSet(val_folder)
 
     def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -309,6 +319,7 @@ def train_stage1(
 
     ema = train(model, compute, work, loop, evaluate=evaluate, evaluate_every=evaluate_every)
     model.load_state_dict(ema.state)
+    model.bf16 = False  # as it runs for users
     scores = {
         f"{name}/{views}": evaluate_stage1(model, val, known, views)
         for name, known in KNOWLEDGE.items()
