@@ -9,7 +9,8 @@ from wristworld_ros.geometry.transforms import from_quaternion
 from wristworld_ros.reconstruction.backbone import BackboneConfig, base_plane_depth
 from wristworld_ros.reconstruction.correspondence import exact_correspondences
 from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS, KeypointHead, fit_keypoints
-from wristworld_ros.reconstruction.model import Stage1Model, pixel_rays
+from wristworld_ros.reconstruction.model import Stage1Model, base_plane, pixel_rays
+from wristworld_ros.reconstruction.pose_encoding import decode_pose
 
 TINY = BackboneConfig(dim=48, pairs=2, heads=4, stem=(16, 16, 16), kept=(0, 1))
 
@@ -44,13 +45,13 @@ def test_two_views_fix_a_point_that_one_view_misjudges_in_depth():
     side[:3, :3] = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # looks along -x... of world
     side[:3, 3] = torch.tensor([-1.0, 0, 1])
     poses = torch.stack([torch.eye(4), side])[None]
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.zero_()
-        head.net[-1].bias[len(WRIST_KEYPOINTS) :] = float(np.log(1.06))
     # Equal heat everywhere puts each keypoint at the picture's centre.
-    keypoints = head(torch.zeros(1, 2, 8, 16, 16), K, poses)
-    torch.testing.assert_close(keypoints.pixels, torch.full((1, 2, 4, 2), 32.0))
+    count = len(WRIST_KEYPOINTS)
+    maps = torch.zeros(1, 2, 2 * count, 16, 16)
+    maps[:, :, count:] = float(np.log(1.06))
+    keypoints = head(maps, K, poses)
+    torch.testing.assert_close(keypoints.pixels, torch.full((1, 2, count, 2), 32.0))
+    torch.testing.assert_close(keypoints.depth, torch.full((1, 2, count), 1.06))
     truth = torch.tensor([0.0, 0, 1])
     error = (keypoints.points[0, 0] - truth).norm()
     assert error < 0.01 < 0.06
@@ -87,7 +88,7 @@ def test_any_number_of_views_and_aspect(views, size):
     with torch.no_grad():
         out = model(torch.rand(2, views, 3, *size))
     assert out.depth.shape == out.confidence.shape == (2, views, *size)
-    assert out.cameras[-1].shape == (2, views, 9) and out.wrist[-1].shape == (2, 9)
+    assert out.anchor_encoding.shape == (2, views, 9) and out.wrist_encoding.shape == (2, 9)
     assert (out.depth > 0).all() and (out.confidence >= 1).all()
 
 
@@ -104,6 +105,48 @@ def test_unknown_calibration_is_not_looked_at():
     torch.testing.assert_close(nothing.depth, unknown.depth)
     torch.testing.assert_close(nothing.wrist[-1], unknown.wrist[-1])
     assert (known.depth - unknown.depth).abs().max() > 1e-3
+
+
+def test_known_poses_of_the_anchors_place_the_wrist():
+    """The wrist is estimated in the base frame; the known anchors carry it to the first anchor."""
+    torch.manual_seed(0)
+    model = Stage1Model(TINY).eval()
+    x = torch.rand(1, 2, 3, 64, 64)
+    K = torch.tensor([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]]).expand(1, 2, 3, 3)
+    T = torch.stack([random_pose(0), random_pose(1)])[None]
+    with torch.no_grad():
+        out = model(x, K, T, torch.tensor([[True, True]]))
+    torch.testing.assert_close(out.T_base_anchor, T)
+    T_base_wrist, fov = decode_pose(out.wrist[-1])
+    T_wrist_first, same_fov = decode_pose(out.wrist_encoding)
+    torch.testing.assert_close(
+        T[:, 0] @ torch.linalg.inv(T_wrist_first), T_base_wrist, atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(fov, same_fov)
+    first = decode_pose(out.anchor_encoding[:, 0])[0]
+    torch.testing.assert_close(first, torch.eye(4)[None], atol=1e-5, rtol=0)
+
+
+def test_base_plane_is_seen_from_above():
+    """A camera 0.8 m above the base plane that looks straight down sees it 0.8 m away."""
+    T = torch.eye(4).repeat(1, 1, 1, 1)
+    T[..., :3, :3] = torch.diag(torch.tensor([1.0, -1, -1]))
+    T[..., 2, 3] = 0.8
+    K = torch.tensor([[60.0, 0, 32], [0, 60, 24], [0, 0, 1]]).expand(1, 1, 3, 3)
+    torch.testing.assert_close(base_plane(K, T, (48, 64)), torch.full((1, 1, 48, 64), 0.8))
+
+
+def test_bfloat16_training_stays_close_to_float32():
+    torch.manual_seed(0)
+    model = Stage1Model(TINY).eval()
+    x = torch.rand(1, 2, 3, 64, 64)
+    with torch.no_grad():
+        exact = model(x)
+        model.bf16 = True
+        half = model(x)
+    assert half.depth.dtype == half.wrist[-1].dtype == torch.float32
+    assert 0 < (half.depth / exact.depth - 1).abs().max() < 0.1
+    torch.testing.assert_close(half.keypoints.points, exact.keypoints.points, atol=0.05, rtol=0)
 
 
 def test_sizes_that_do_not_fit_are_refused():

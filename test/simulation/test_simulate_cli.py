@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import subprocess
+import sysconfig
 
 import pytest
 
@@ -8,6 +11,8 @@ from wristworld_ros.cli import simulate
 from wristworld_ros.data.bags import BagReader
 from wristworld_ros.data.simulation.shards import read_shard
 from wristworld_ros.errors import InvalidInputError
+
+BIN = sysconfig.get_path("scripts")
 
 
 def run(*arguments: str) -> int:
@@ -30,6 +35,16 @@ def test_bags(tmp_path, capsys):
     before = path.read_bytes()
     assert run(*arguments, "--no-shadows", "--anchors", "1", "--compressed", "--overwrite") == 0
     assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(shutil.which("wristworld", path=BIN) is None, reason="command not installed")
+def test_the_installed_command_starts_workers(tmp_path):
+    """Worker processes import the command's own file again, which must not start it again."""
+    command = ["wristworld", "simulate", "--split", "val", "--seeds", "100000:100002"]
+    command += ["--shards", str(tmp_path), "--size", "16", "--frames", "1", "--no-shadows"]
+    command[0] = str(shutil.which("wristworld", path=BIN))
+    subprocess.run(command, check=True, timeout=250, capture_output=True)
+    assert sorted(p.name for p in tmp_path.glob("*.npz")) == ["100000.npz", "100001.npz"]
 
 
 def test_shards(tmp_path, capsys):

@@ -11,9 +11,9 @@ from wristworld_ros.reconstruction.pose_encoding import encode_pose, fov_from_in
 from wristworld_ros.training.shard_data import Batch
 from wristworld_ros.training.stage1 import (
     Stage1Losses,
+    apply,
     lift,
     pose_errors,
-    relative_poses,
     stage1_loss,
 )
 
@@ -44,20 +44,19 @@ def batch():
 
 
 def perfect(batch):
-    T_anchors, T_wrist = relative_poses(batch)
-    cameras = encode_pose(T_anchors, fov_from_intrinsics(batch.anchor_K, SIZE, SIZE))
-    wrist = encode_pose(T_wrist, fov_from_intrinsics(batch.wrist_K, SIZE, SIZE))
-    inverse = torch.linalg.inv(T_wrist)
-    points = torch.tensor(WRIST_KEYPOINTS) @ inverse[:, :3, :3].transpose(1, 2)
-    points = points + inverse[:, None, :3, 3]
-    local = points[:, None] @ T_anchors[..., :3, :3].transpose(-1, -2) + T_anchors[..., None, :3, 3]
-    heat = torch.zeros(1, 2, len(WRIST_KEYPOINTS), 16, 16).log_softmax(-1)
-    keypoints = Keypoints(heat, torch.zeros(1, 2, 4, 2), local[..., 2], points)
+    cameras = encode_pose(batch.T_world_anchor, fov_from_intrinsics(batch.anchor_K, SIZE, SIZE))
+    wrist = encode_pose(batch.T_world_wrist, fov_from_intrinsics(batch.wrist_K, SIZE, SIZE))
+    points = apply(batch.T_world_wrist, torch.tensor(WRIST_KEYPOINTS))
+    local = apply(torch.linalg.inv(batch.T_world_anchor), points[:, None])
+    count = len(WRIST_KEYPOINTS)
+    heat = torch.zeros(1, 2, count, 16, 16).log_softmax(-1)
+    keypoints = Keypoints(heat, torch.zeros(1, 2, count, 2), local[..., 2].clamp_min(0.05), points)
     return Stage1Output(
         batch.anchor_depth,
         torch.ones_like(batch.anchor_depth),
         [cameras],
         [wrist, wrist],
+        batch.T_world_anchor,
         keypoints,
     )
 
@@ -91,6 +90,27 @@ def test_quaternions_of_either_sign_are_the_same_rotation(batch):
     flipped[:, 3:7] *= -1
     changed = Stage1Output(**{**output.__dict__, "wrist": [output.wrist[0], flipped]})
     assert stage1_loss(changed, batch, WEIGHTS)[0].abs() < 1e-4
+
+
+def test_a_wrist_that_fits_the_estimated_anchors_is_right(batch):
+    """Anchors and wrist estimated in another base frame agree among themselves: no wrist error."""
+    output = perfect(batch)
+    moved = pose([0.3, -0.2, 0.1], [0.1, 0.2, 0.3, 0.9])
+    T_anchor = moved @ batch.T_world_anchor
+    fov = fov_from_intrinsics(batch.wrist_K, SIZE, SIZE)
+    wrist = encode_pose(moved @ batch.T_world_wrist, fov)
+    points = apply(moved[None], output.keypoints.points)
+    changed = {
+        **output.__dict__,
+        "T_base_anchor": T_anchor,
+        "wrist": [wrist, wrist],
+        "keypoints": Keypoints(**{**output.keypoints.__dict__, "points": points}),
+    }
+    loss, figures = stage1_loss(Stage1Output(**changed), batch, WEIGHTS)
+    assert loss.abs() < 1e-4 and figures["wrist_pose"] < 1e-5
+    torch.testing.assert_close(
+        Stage1Output(**changed).wrist_encoding, output.wrist_encoding, atol=1e-5, rtol=0
+    )
 
 
 def test_lift_gives_world_points(batch):

@@ -141,7 +141,8 @@ class Generator:
         intrinsics = np.stack([c.camera.K for c in conditions])
         K = torch.tensor(intrinsics, dtype=torch.float32, device=self.device)
         with torch.inference_mode():
-            latents = self.autoencoder.encode(fill_holes(image, mask))
+            filled = fill_holes(image, mask)
+            latents = self.autoencoder.encode(filled)
             text = self.text.encode(frames[0].instruction)[None].to(self.device)
             anchors = self._anchor_tensor(frames)
             context = self.model.context(
@@ -156,7 +157,8 @@ class Generator:
             noise = self._noise_for(h, w).expand(-1, -1, len(frames), -1, -1)
             clean = sample(self.model, context, noise, steps=self.steps)
             denoised = time.perf_counter()
-            picture = self.autoencoder.decode(clean[0].transpose(0, 1)).clamp(0, 1)
+            picture = self.autoencoder.decode(clean[0].transpose(0, 1))
+            picture = self.model.restore(picture, filled, mask)
             confidence = measured_confidence(picture, image, mask)
         if not bool(torch.isfinite(picture).all()):
             raise WristWorldError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.generation.anchor_encoder import AnchorEncoder, AnchorEncoderConfig
-from wristworld_ros.generation.refiner import LatentRefiner
+from wristworld_ros.generation.refiner import DetailRestorer, LatentRefiner
 from wristworld_ros.generation.text import TEXT_DIM
 
 MASK_CHANNELS = 4
@@ -26,7 +26,8 @@ class Stage2Config:
         latent_channels: of the autoencoder.
         heads, head_dim, ffn_dim, layers, patch: of the Wan transformer.
         text_tokens: length of the text context.
-        refiner: width of the convolutional branch, 0 for none (as Wan).
+        refiner: width of the convolutional branch on latents, 0 for none (as Wan).
+        detail: width of the one on the decoded picture, 0 for none.
         prediction: ``correction``: the output is added to the condition latents to give the clean
             latents (a strong prior where little data is to be had); ``velocity``: plain flow
             matching, as Wan.
@@ -40,7 +41,8 @@ class Stage2Config:
     layers: int = 5
     patch: tuple[int, int, int] = (1, 2, 2)
     text_tokens: int = 24
-    refiner: int = 96
+    refiner: int = 128
+    detail: int = 48
     prediction: str = "correction"
     anchors: AnchorEncoderConfig = field(default_factory=AnchorEncoderConfig)
 
@@ -93,6 +95,9 @@ class Stage2Model(nn.Module):
         if c.refiner:
             channels = 3 * c.latent_channels + MASK_CHANNELS + RAY_CHANNELS
             self.refiner = LatentRefiner(channels, c.latent_channels, TEXT_DIM, c.refiner)
+        self.detail = DetailRestorer(c.detail) if c.detail else None
+        #: Run the networks in bfloat16 (training).
+        self.bf16 = False
 
     def context(
         self,
@@ -129,13 +134,20 @@ class Stage2Model(nn.Module):
             t: B in (0, 1].
         """
         x = torch.cat([noisy, context.latents, context.mask, context.rays], 1)
-        out = self.transformer(x, t * 1000, context.tokens, return_dict=False)[0]
-        if self.refiner is not None:
-            summary = context.tokens[:, self.config.text_tokens :].mean(1)
-            out = out + self.refiner(torch.cat([x, out], 1), t, summary)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            out = self.transformer(x, t * 1000, context.tokens, return_dict=False)[0].float()
+            if self.refiner is not None:
+                summary = context.tokens[:, self.config.text_tokens :].mean(1)
+                out = out + self.refiner(torch.cat([x, out], 1), t, summary).float()
         if self.config.prediction == "correction":
             return context.latents + out
         return noisy - t.view(-1, 1, 1, 1, 1) * out
+
+    def restore(self, picture: Tensor, condition: Tensor, mask: Tensor) -> Tensor:
+        """The picture to show from the decoded one, in [0, 1]; arguments as ``DetailRestorer``."""
+        if self.detail is not None:
+            picture = self.detail(picture.clamp(0, 1), condition, mask)
+        return picture.clamp(0, 1)
 
     def config_dict(self) -> dict[str, Any]:
         """Plain values that rebuild the model by ``from_config``."""

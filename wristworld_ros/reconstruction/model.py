@@ -120,7 +120,7 @@ class Stage1Model(nn.Module):
         T_world_camera: Tensor | None,
         known: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Intrinsics, and poses in the base frame: the known ones, else the estimated (detached)."""
+        """Intrinsics, and poses in the base frame: the known ones, else the estimated."""
         poses, fov = decode_pose(estimate.detach())
         intrinsics = intrinsics_from_fov(fov, *images.shape[-2:])
         if known is not None and K is not None:

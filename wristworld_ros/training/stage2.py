@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,10 @@ CLIP_SHARE = 0.3  # of batches; the others hold single frames
 DROP_TEXT, DROP_ANCHORS = 0.1, 0.1
 SHARE_OF_NOISE = 0.7
 #: Copies of the training frames with other colours and, half of them, mirrored.
-COPIES = 3
+COPIES = 1
+#: Share of steps and time that the detail restorer gets, once all else is trained.
+DETAIL_SHARE = 0.3
+DETAIL_RATE = 1e-3
 
 
 @dataclass
@@ -142,29 +146,92 @@ def flow_matching_loss(
 
 
 @torch.inference_mode()
+def generate(
+    model: Stage2Model,
+    latents: LatentSet,
+    autoencoder: Autoencoder,
+    index: np.ndarray,
+    noise: Tensor,
+    steps: int,
+) -> Tensor:
+    """Decoded pictures of single frames (B indices), before their details are restored.
+
+    Returns:
+        B x 3 x H x W in [0, 1].
+    """
+    context = clip_context(model, latents, index[:, None])
+    clean = sample(model, context, noise.expand(len(index), -1, -1, -1, -1), steps=steps)
+    return autoencoder.decode(clean[:, :, 0]).clamp(0, 1)
+
+
+def pixels(images: np.ndarray) -> Tensor:
+    """B x H x W x 3 uint8 -> B x 3 x H x W in [0, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+
+def condition_pixels(data: ConditionSet, index: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Hole-filled condition maps B x 3 x H x W and masks B x 1 x H x W."""
+    mask = torch.from_numpy(data.mask[index])[:, None].float()
+    return fill_holes(pixels(data.image[index]), mask), mask
+
+
+def batches_by_views(data: ConditionSet, size: int = 32) -> Iterator[np.ndarray]:
+    """Every frame once, in batches with one number of views."""
+    for views in np.unique(data.views):
+        index = np.flatnonzero(data.views == views)
+        for start in range(0, len(index), size):
+            yield index[start : start + size]
+
+
+@torch.inference_mode()
 def evaluate_latents(
     model: Stage2Model, latents: LatentSet, autoencoder: Autoencoder, steps: int = 2
 ) -> dict[str, float]:
-    """PSNR [dB] of generated pictures and of the decoded condition, frame by frame."""
-    generated: list[Tensor] = []
-    condition: list[Tensor] = []
-    generator = torch.Generator().manual_seed(0)
+    """Mean PSNR [dB] over frames: generated pictures, the same before their details are restored,
+    and hole-filled condition maps."""
+    psnr: dict[str, list[Tensor]] = {"psnr": [], "psnr_decoded": [], "psnr_condition": []}
     _, C, h, w = latents.clean.shape
-    noise = torch.randn(1, C, 1, h, w, generator=generator)
-    for views in np.unique(latents.data.views):
-        index = np.flatnonzero(latents.data.views == views)
-        for start in range(0, len(index), 16):
-            part = index[start : start + 16, None]
-            context = clip_context(model, latents, part)
-            clean = sample(model, context, noise.expand(len(part), -1, -1, -1, -1), steps=steps)
-            truth = torch.from_numpy(latents.data.wrist[part[:, 0]]).permute(0, 3, 1, 2) / 255
-            for values, z in ((generated, clean), (condition, context.latents)):
-                picture = autoencoder.decode(z[:, :, 0]).clamp(0, 1)
-                values.append(-10 * torch.log10((picture - truth).square().mean((1, 2, 3))))
-    return {
-        "psnr": torch.cat(generated).mean().item(),
-        "psnr_condition": torch.cat(condition).mean().item(),
-    }
+    noise = torch.randn(1, C, 1, h, w, generator=torch.Generator().manual_seed(0))
+    for index in batches_by_views(latents.data, 16):
+        truth = pixels(latents.data.wrist[index])
+        decoded = generate(model, latents, autoencoder, index, noise, steps)
+        filled, mask = condition_pixels(latents.data, index)
+        pictures = (model.restore(decoded, filled, mask), decoded, filled)
+        for values, picture in zip(psnr.values(), pictures, strict=True):
+            values.append(-10 * torch.log10((picture - truth).square().mean((1, 2, 3))))
+    return {name: torch.cat(values).mean().item() for name, values in psnr.items()}
+
+
+def train_detail(
+    model: Stage2Model,
+    latents: LatentSet,
+    autoencoder: Autoencoder,
+    work: Path,
+    loop: LoopConfig,
+    steps: int = 2,
+) -> None:
+    """Train the detail restorer on pictures that the rest of the model generates."""
+    assert model.detail is not None
+    data = latents.data
+    generator = torch.Generator().manual_seed(loop.seed)
+    decoded = np.empty_like(data.wrist)
+    _, C, h, w = latents.clean.shape
+    for index in tqdm(list(batches_by_views(data)), desc="pictures", mininterval=5.0):
+        noise = torch.randn(1, C, 1, h, w, generator=generator)
+        picture = generate(model, latents, autoencoder, index, noise, steps)
+        decoded[index] = (picture * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+    def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        index = torch.randint(len(data), (loop.batch_size,), generator=generator).numpy()
+        truth = pixels(data.wrist[index])
+        restored = net(pixels(decoded[index]), *condition_pixels(data, index))
+        error = restored - truth
+        edges = sum(error.diff(dim=d).abs().mean() for d in (-1, -2))
+        mse = error.square().mean()
+        return error.abs().mean() + 0.5 * edges + 5 * mse, {"psnr": -10 * torch.log10(mse).item()}
+
+    ema = train(model.detail, compute, work, loop)
+    model.detail.load_state_dict(ema.state)
 
 
 def train_stage2(
@@ -184,6 +251,7 @@ def train_stage2(
     autoencoder.eval().requires_grad_(False)
     torch.manual_seed(loop.seed)
     model = Stage2Model()
+    model.bf16 = True
     text = TextEncoder(model.config.text_tokens)
 
     def load(name: str, folder: Path) -> ConditionSet:
@@ -212,9 +280,24 @@ def train_stage2(
         assert isinstance(net, Stage2Model)
         return evaluate_latents(net, val, autoencoder)
 
-    ema = train(model, compute, work, loop, evaluate=evaluate, evaluate_every=400)
+    most = replace(
+        loop,
+        steps=round(loop.steps * (1 - DETAIL_SHARE)),
+        minutes=loop.minutes * (1 - DETAIL_SHARE),
+    )
+    ema = train(model, compute, work, most, evaluate=evaluate, evaluate_every=1000)
     model.load_state_dict(ema.state)
-    model.eval()
+    model.eval().requires_grad_(False)
+    model.bf16 = False  # as it runs for users
+    assert model.detail is not None
+    model.detail.requires_grad_(True)
+    rest = replace(
+        loop,
+        steps=loop.steps - most.steps,
+        minutes=loop.minutes * DETAIL_SHARE,
+        learning_rate=DETAIL_RATE,
+    )
+    train_detail(model, data, autoencoder, work / "detail", rest)
     scores = {
         f"steps_{steps}": evaluate_latents(model, val, autoencoder, steps) for steps in (1, 2, 4, 8)
     }

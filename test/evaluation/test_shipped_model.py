@@ -1,0 +1,63 @@
+"""The weights in models/mini fit the code, say where they come from, and do what they are for."""
+
+import json
+
+import numpy as np
+import pytest
+
+from wristworld_ros.data.knowledge import restrict
+from wristworld_ros.data.simulation.episode import simulate_episode
+from wristworld_ros.evaluation.baselines import flat_colour, inpainted_splat
+from wristworld_ros.evaluation.metrics import psnr
+from wristworld_ros.generation import Generator
+from wristworld_ros.reconstruction import Reconstructor
+from wristworld_ros.resources import model_dir
+
+SEED, SPLIT = 100_900, "val"  # not among the episodes that training looked at
+LIMIT_MB = 60
+
+
+@pytest.fixture(scope="module")
+def views():
+    """Frames of one unseen episode, and what the shipped model makes of them from calibrated
+    pictures and kinematics alone."""
+    episode = simulate_episode(SEED, SPLIT, n_frames=6)
+    reconstructor, generator = Reconstructor.from_pretrained(), Generator.from_pretrained()
+    out = []
+    for t in range(len(episode)):
+        frame = restrict(episode.anchor_frame(t), "kinematic")
+        condition = reconstructor(frame).condition
+        out.append((episode.wrist_rgb[t], condition, generator(condition, frame)))
+    return out
+
+
+def test_the_generated_view_beats_geometry_alone_and_one_flat_colour(views):
+    generated = np.mean([psnr(made.image, truth) for truth, _, made in views])
+    splat = np.mean([psnr(inpainted_splat(c.image, c.mask), truth) for truth, c, _ in views])
+    flat = np.mean([psnr(flat_colour(truth), truth) for truth, _, _ in views])
+    assert generated > splat + 0.5
+    assert generated > flat + 1
+
+
+def test_confidence_separates_good_pixels_from_bad_ones(views):
+    measured, imagined = [], []
+    for truth, _, made in views:
+        error = np.abs(made.image.astype(float) - truth).mean(2)
+        measured.append(error[made.confidence >= 0.5])
+        imagined.append(error[made.confidence < 0.5])
+    assert np.concatenate(measured).mean() < 0.7 * np.concatenate(imagined).mean()
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "stage1", "stage2"])
+def test_every_part_says_how_it_was_made(part):
+    document = json.loads((model_dir("mini") / part / "config.json").read_text())
+    assert document["training"]["command"].startswith(f"wristworld train {part} ")
+    assert isinstance(document["training"]["loop"]["seed"], int)
+    assert len(document["training"]["commit"]) >= 12
+    assert document["training"]["hardware"]["cores"] >= 1
+    assert document["scores"]["split"] == "val"
+
+
+def test_all_weights_together_are_small():
+    size = sum(file.stat().st_size for file in model_dir("mini").rglob("*") if file.is_file())
+    assert size < LIMIT_MB * 1e6
