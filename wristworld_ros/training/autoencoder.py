@@ -22,6 +22,7 @@ def train_autoencoder(
     train_folder: Path, val_folder: Path, work: Path, out: Path, loop: LoopConfig
 ) -> dict[str, float]:
     """Train by L1 + gradient L1, standardise the latents on training data, write the weights."""
+    record = training_record(loop, {"episodes": str(train_folder)})
     torch.manual_seed(loop.seed)
     model = Autoencoder()
     data, val = ShardSet(train_folder), ShardSet(val_folder)
@@ -65,7 +66,7 @@ def train_autoencoder(
         out,
         model,
         model.config_dict(),
-        {"training": training_record(loop, {}), "scores": {"split": "val", **scores}},
+        {"training": record, "scores": {"split": "val", **scores}},
     )
     return scores
 

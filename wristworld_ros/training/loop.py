@@ -255,5 +255,8 @@ def plot_curves(log: Path, path: Path) -> None:
 
 
 def training_record(loop: LoopConfig, extra: dict[str, Any]) -> dict[str, Any]:
-    """What config.json says about how its weights came to be."""
+    """What config.json says about how its weights came to be.
+
+    To be made when training starts, while the source tree is still that of the running code.
+    """
     return provenance(loop=asdict(loop), **extra)

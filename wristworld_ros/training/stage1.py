@@ -297,6 +297,7 @@ def train_stage1(
     The pose errors on val become the covariance that the learned source reports.
     """
     losses = losses or Stage1Losses()
+    record = training_record(loop, {"losses": asdict(losses), "episodes": str(train_folder)})
     torch.manual_seed(loop.seed)
     model = Stage1Model()
     model.bf16 = True
@@ -325,7 +326,6 @@ def train_stage1(
         for name, known in KNOWLEDGE.items()
         for views in (1, 2, 3)
     }
-    record = training_record(loop, {"losses": asdict(losses), "episodes": str(train_folder)})
     save_weights(
         out, model, model.config_dict(), {"training": record, "scores": {"split": "val", **scores}}
     )

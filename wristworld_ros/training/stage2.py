@@ -249,6 +249,14 @@ def train_stage2(
     autoencoder = Autoencoder.from_config(read_config(autoencoder_folder)["config"])
     load_weights(autoencoder_folder, autoencoder)
     autoencoder.eval().requires_grad_(False)
+    record = training_record(
+        loop,
+        {
+            "episodes": str(train_folder),
+            "stage1_sha256": read_config(stage1)["sha256"],
+            "autoencoder_sha256": read_config(autoencoder_folder)["sha256"],
+        },
+    )
     torch.manual_seed(loop.seed)
     model = Stage2Model()
     model.bf16 = True
@@ -306,13 +314,7 @@ def train_stage2(
         model,
         model.config_dict(),
         {
-            "training": training_record(
-                loop,
-                {
-                    "stage1_sha256": read_config(stage1)["sha256"],
-                    "autoencoder_sha256": read_config(autoencoder_folder)["sha256"],
-                },
-            ),
+            "training": record,
             "scores": {"split": "val", **scores},
         },
     )
