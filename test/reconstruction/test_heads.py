@@ -37,6 +37,24 @@ def test_noisy_keypoints_still_give_a_rotation():
     torch.testing.assert_close(torch.linalg.det(R), torch.ones(4))
 
 
+def test_the_gradient_of_the_fitted_pose_is_right():
+    """Against finite differences; the damping makes it 6 % smaller. Finite for a single point."""
+    T = random_pose(1).double()
+    points = (torch.tensor(WRIST_KEYPOINTS).double() @ T[:3, :3].T + T[:3, 3])[None]
+    torch.manual_seed(0)
+    direction = torch.randn_like(points)
+
+    def fit(step):
+        return fit_keypoints(points + step * direction)[0, :3]
+
+    gradient = torch.autograd.functional.jacobian(fit, torch.zeros((), dtype=torch.float64))
+    numeric = (fit(1e-6) - fit(-1e-6)) / 2e-6
+    torch.testing.assert_close(gradient, numeric, atol=0.07 * numeric.abs().max().item(), rtol=0)
+    shapeless = torch.zeros_like(points, requires_grad=True)
+    fit_keypoints(shapeless).sum().backward()
+    assert torch.isfinite(shapeless.grad).all()
+
+
 def test_two_views_fix_a_point_that_one_view_misjudges_in_depth():
     """Across the rays two cameras at a right angle agree, along them their depth is 6 cm off."""
     head = KeypointHead(8)

@@ -27,9 +27,13 @@ class PoseRefiner(nn.Module):
     from the origin each degree of rotation error would move the camera by 17 mm.
     """
 
-    def __init__(self, dim: int, blocks: int = 2, heads: int = 6, iterations: int = 4) -> None:
+    def __init__(
+        self, dim: int, blocks: int = 2, heads: int = 6, iterations: int = 4, step: float = 1.0
+    ) -> None:
+        """``step`` scales what an iteration adds; small where the start is good already."""
         super().__init__()
         self.iterations = iterations
+        self.step = step
         self.empty = nn.Parameter(torch.zeros(9))
         self.embed = nn.Linear(9, dim)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 3 * dim))
@@ -63,7 +67,7 @@ class PoseRefiner(nn.Module):
             previous = self.empty.expand(*tokens.shape[:2], 9) if pose is None else pose.detach()
             shift, scale, gate = self.modulation(self.embed(previous.to(tokens.dtype))).chunk(3, -1)
             x = gate * (self.norm(tokens) * (1 + scale) + shift) + tokens
-            delta = self.out(self.trunk_norm(self.trunk(x))).float()
+            delta = self.step * self.out(self.trunk_norm(self.trunk(x))).float()
             pose = delta + (self.initial if pose is None else pose.detach())
             poses.append(pose)
         return poses
@@ -102,7 +106,7 @@ class WristHead(nn.Module):
             )
             for _ in range(layers)
         )
-        self.refiner = PoseRefiner(dim, heads=config.heads)
+        self.refiner = PoseRefiner(dim, heads=config.heads, step=0.1)
 
     def forward(self, features: Features, keypoints: Tensor) -> list[Tensor]:
         """Estimate.
@@ -112,14 +116,14 @@ class WristHead(nn.Module):
             keypoints: B x K x 3 wrist keypoints in the base frame [m].
 
         Returns:
-            Per iteration B x 9, wrist camera to base; the pose that the refinement starts from
-            comes first.
+            Per iteration B x 9, wrist camera to base; the pose that fits the keypoints, which the
+            refinement starts from, comes first.
         """
         memory = self.norm(features.tokens[-1].flatten(1, 2))
         query = self.query + self.keypoints(keypoints.detach().flatten(1))[:, None]
         for layer in self.layers:
             query = layer(query, memory)
-        T_base_wrist = fit_keypoints(keypoints.detach())
+        T_base_wrist = fit_keypoints(keypoints)
         fov = self.refiner.initial[7:].expand(len(T_base_wrist), 2)
         initial = encode_pose(T_base_wrist, fov)
         return [initial, *(pose[:, 0] for pose in self.refiner(query, initial[:, None]))]
@@ -137,6 +141,8 @@ WRIST_KEYPOINTS = (
     (0.0, 0.12, 0.05),
     (0.0, -0.12, 0.05),
 )
+#: Keeps the gradient of ``fit_keypoints`` finite for shapeless points [m^2].
+DAMPING = 0.005
 #: How far a keypoint is trusted across and along the ray of a view [m].
 ACROSS_SIGMA, ALONG_SIGMA = 0.01, 0.05
 
@@ -144,15 +150,29 @@ ACROSS_SIGMA, ALONG_SIGMA = 0.01, 0.05
 def fit_keypoints(points: Tensor) -> Tensor:
     """Poses B x 4 x 4 (wrist to base) that best map ``WRIST_KEYPOINTS`` to B x K x 3 points.
 
-    Least squares by SVD (Kabsch).
+    Least squares by SVD (Kabsch). The gradient does not go through the SVD, where it is infinite
+    for equal singular values, but through one Newton step on the rotation, which is zero in value.
     """
     model = points.new_tensor(WRIST_KEYPOINTS)
     centre = points.mean(1, keepdim=True)
     covariance = (points - centre).transpose(1, 2) @ (model - model.mean(0))
-    U, _, Vh = torch.linalg.svd(covariance)
-    sign = torch.ones_like(points[:, 0])
-    sign[:, 2] = torch.det(U @ Vh)
-    R = U @ (sign[..., None] * Vh)
+    with torch.no_grad():
+        U, _, Vh = torch.linalg.svd(covariance)
+        sign = torch.ones_like(points[:, 0])
+        sign[:, 2] = torch.det(U @ Vh)
+        R = U @ (sign[..., None] * Vh)
+    A = R.transpose(1, 2) @ covariance  # symmetric in value
+    skew = torch.stack(
+        [A[:, 2, 1] - A[:, 1, 2], A[:, 0, 2] - A[:, 2, 0], A[:, 1, 0] - A[:, 0, 1]], -1
+    )
+    S = 0.5 * (A + A.transpose(1, 2)).detach()
+    eye = torch.eye(3, dtype=points.dtype, device=points.device)
+    trace = S.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
+    omega = torch.linalg.solve((trace + DAMPING) * eye - S, skew[..., None])[..., 0]
+    x, y, z = (omega - omega.detach()).unbind(-1)
+    zero = torch.zeros_like(x)
+    turn = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
+    R = R @ (eye + turn)
     T = torch.eye(4, dtype=points.dtype, device=points.device).repeat(len(points), 1, 1)
     T[:, :3, :3] = R
     T[:, :3, 3] = centre[:, 0] - R @ model.mean(0)

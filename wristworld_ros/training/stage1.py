@@ -101,7 +101,7 @@ def stage1_loss(
     depth_loss = (confidence * error - weights.confidence * torch.log(confidence)).mean()
 
     camera_loss = _pose_loss(output.cameras, true_anchor, weights.gamma)
-    pose_loss = _pose_loss(output.wrist[1:], true_wrist, weights.gamma, slice(0, 7))
+    pose_loss = _pose_loss(output.wrist, true_wrist, weights.gamma, slice(0, 7))
     fov_loss = _pose_loss(output.wrist[1:], true_wrist, weights.gamma, slice(7, 9))
     heat_loss, keypoint_loss = _keypoint_losses(output.keypoints, batch, T_base_wrist)
 
@@ -119,7 +119,7 @@ def stage1_loss(
     pixels = pairs.wrist[:, None].expand(B, V, M, 2).reshape(B, V * M, 2)
     spc_total = torch.zeros(())
     iterations = len(output.wrist)
-    for i, encoding in enumerate(output.wrist[1:], 1):
+    for i, encoding in enumerate(output.wrist):
         T_base_camera, _ = decode_pose(encoding)
         T = torch.linalg.inv(T_base_camera) @ output.T_base_anchor[:, 0]
         spc = spc_loss(
