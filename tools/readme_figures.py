@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""Write the figures of README.md from the results in docs/results/.
+
+`make figures` measures everything again and then runs this. What stands between the markers
+``<!-- figures: NAME -->`` and ``<!-- /figures -->`` is replaced; the rest of the page is kept.
+``--check`` writes nothing and fails when the page does not say what the results say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+README = ROOT / "README.md"
+GEOMETRY = {
+    "true": "measured depth, calibration, kinematics",
+    "kinematic": "calibration and kinematics",
+    "calibrated": "camera calibration only",
+    "estimated": "pictures only",
+}
+SPLITS = {
+    "test-iid": "new scenes of the training kind",
+    "test-objects": "new objects and textures",
+    "test-cameras": "cameras at the side and behind",
+    "test-mount": "wrist camera mounted elsewhere",
+    "test-robot": "another robot (UR5e)",
+    "test-all": "all of these at once",
+}
+#: Trivial pictures on the real recordings at 160 x 96 px: mean wrist image of other episodes, first
+#: wrist frame copied, flat colour.
+REAL_FLOORS = "mean wrist image of other episodes 12.3 / 0.40, first wrist frame copied 11.1 / 0.35"
+
+
+def read(name: str) -> dict[str, Any]:
+    """One result; an error says which command makes it."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        sys.exit(f"error: {path} is missing; `make figures` makes it.")
+    return json.loads(path.read_text())
+
+
+def row(*cells: object) -> str:
+    """A line of a table."""
+    return "| " + " | ".join(str(c) for c in cells) + " |"
+
+
+def score(scores: dict[str, float]) -> str:
+    """PSNR / SSIM / LPIPS."""
+    return f"{scores['psnr']:.1f} / {scores['ssim']:.2f} / {scores['lpips']:.2f}"
+
+
+def iid() -> list[str]:
+    """What the model makes of each kind of input, and what it has to beat."""
+    document = read("test-iid")
+    first, last = document["seeds"]
+    lines = [
+        f"Simulation, split test-iid, {last - first} unseen episodes, 3 anchors of 256 px, wrist "
+        f"view of 128 px, {document['provenance']['steps']} steps. PSNR [dB] / SSIM / LPIPS:",
+        "",
+        row("what is known", "generated", "inpainted splat, same geometry", "wrist pose, median"),
+        row("---", "---", "---", "---"),
+    ]
+    for name, words in GEOMETRY.items():
+        result = document["results"][name]
+        pose = "known"
+        if name in ("calibrated", "estimated"):
+            pose = f"{result['pose_mm']['median']:.0f} mm / {result['pose_deg']['median']:.1f} deg"
+        scores = result["scores"]
+        lines.append(
+            row(words, f"**{score(scores['generated'])}**", score(scores["splat_estimated"]), pose)
+        )
+    scores = document["results"]["true"]["scores"]
+    lines += [
+        "",
+        f"Floors: cropped third-person view {score(scores['cropped_view'])}, mean wrist image "
+        f"{score(scores['mean_image'])}, the one flat colour that fits best "
+        f"{score(scores['flat_colour_oracle'])}.",
+    ]
+    return lines
+
+
+def splits() -> list[str]:
+    """How much is lost away from the training distribution."""
+    lines = [
+        "The same with calibration and kinematics, away from what it was trained on; and the "
+        "median error of the wrist pose when only the cameras' calibration is known:",
+        "",
+        row("split", "", "generated", "inpainted splat", "learned pose"),
+        row("---", "---", "---", "---", "---"),
+    ]
+    for name, words in SPLITS.items():
+        results = read(name)["results"]
+        scores, pose = results["kinematic"]["scores"], results["calibrated"]
+        lines.append(
+            row(
+                name,
+                words,
+                score(scores["generated"]),
+                score(scores["splat_estimated"]),
+                f"{pose['pose_mm']['median']:.0f} mm / {pose['pose_deg']['median']:.1f} deg",
+            )
+        )
+    return lines
+
+
+def live() -> list[str]:
+    """The demo: what the two nodes published."""
+    m = read("demo")
+    rate, latency = m["live"]["rate_hz"], m["live"]["latency_s"]
+    dropped = ", ".join(f"{n} {cause}" for cause, n in m["frames"]["dropped"].items()) or "none"
+    baselines = m["baselines"]
+    hardware = m["provenance"]["hardware"]
+    return [
+        f"`make demo` ({m['title']}: calibration and kinematics known, depth estimated; through "
+        f"the two ROS 2 nodes at the bag's own rate, {hardware['cores']} cores of "
+        f"{hardware['cpu']}, no GPU): generated {score(m['generated'])}, inpainted splat with the "
+        f"same geometry {score(baselines['splat_estimated'])}, with true geometry "
+        f"{score(baselines['splat_true'])}. {rate:.1f} pictures per second, p50 "
+        f"{latency['p50'] * 1e3:.0f} ms and p99 {latency['p99'] * 1e3:.0f} ms from the last anchor "
+        f"image sent to the picture received; {m['frames']['in']} sets of images in, "
+        f"{m['frames']['out']} pictures out, dropped: {dropped}.",
+    ]
+
+
+def real() -> list[str]:
+    """Real recordings, uncalibrated: how far it is from being of use there."""
+    lines = [
+        "Real recordings (DROID, two uncalibrated exterior views, no training on real pictures); "
+        "PSNR [dB] / SSIM / LPIPS at 160 x 96 px or near:",
+        "",
+        row("episode", "generated", "inpainted splat", "mean image (of simulation)", "flat colour"),
+        row("---", "---", "---", "---", "---"),
+    ]
+    for path in sorted(RESULTS.glob("real_*.json")):
+        m = json.loads(path.read_text())
+        b = m["baselines"]
+        lines.append(
+            row(
+                m["title"],
+                score(m["generated"]),
+                score(b["splat_estimated"]),
+                score(b["mean_image"]),
+                score(b["flat_colour_oracle"]),
+            )
+        )
+    lines += ["", f"Floors over these recordings (PSNR / SSIM): {REAL_FLOORS}."]
+    return lines
+
+
+SECTIONS = {"iid": iid, "splits": splits, "live": live, "real": real}
+
+
+def filled(page: str) -> str:
+    """The page with all sections replaced."""
+    for name, make in SECTIONS.items():
+        pattern = rf"(<!-- figures: {name} -->\n).*?(<!-- /figures -->)"
+        text = "\n".join(make()) + "\n"
+        page, count = re.subn(
+            pattern, lambda m, text=text: m[1] + text + m[2], page, flags=re.DOTALL
+        )
+        if count != 1:
+            sys.exit(f"error: {README} has {count} sections '{name}'; need one.")
+    return page
+
+
+def main() -> int:
+    """Write or check the page."""
+    page = README.read_text()
+    new = filled(page)
+    if "--check" in sys.argv[1:]:
+        if new != page:
+            print("error: README.md does not say what docs/results says: run "
+                  "tools/readme_figures.py", file=sys.stderr)  # fmt: skip
+            return 1
+        return 0
+    README.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
