@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init", type=Path, help="stage1: start from these weights")
     parser.add_argument("--stage1", type=Path, help="stage2: weights of stage 1")
     parser.add_argument("--autoencoder", type=Path, help="stage2: weights of the autoencoder")
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.network == "stage1":
         from wristworld_ros.training.stage1 import train_stage1
 
-        scores = train_stage1(args.shards, args.val, args.work, args.out, loop)
+        scores = train_stage1(args.shards, args.val, args.work, args.out, loop, init=args.init)
     elif args.network == "autoencoder":
         from wristworld_ros.training.autoencoder import train_autoencoder
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wristworld_ros.reconstruction.correspondence import exact_correspondences
@@ -20,7 +21,7 @@ from wristworld_ros.reconstruction.pose_encoding import (
 from wristworld_ros.reconstruction.spc import spc_loss
 from wristworld_ros.training.loop import LoopConfig, train, training_record
 from wristworld_ros.training.shard_data import Batch, ShardSet
-from wristworld_ros.weights import save_weights
+from wristworld_ros.weights import load_weights, read_config, save_weights
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Stage1Losses:
     """Weights of the losses.
 
     Attributes:
-        depth: |log depth| error, weighted by predicted confidence as in VGGT (alpha below).
+        depth: |log depth| error, and its confidence (as in VGGT; alpha below).
         camera: L1 of the anchors' pose encodings.
         wrist_pose: direct L1 of the wrist's translation and rotation (0 in the release).
         wrist_fov: L1 of the wrist's field of view.
@@ -38,7 +39,7 @@ class Stage1Losses:
         confidence: weight of the log-confidence reward.
     """
 
-    depth: float = 3.0
+    depth: float = 8.0
     camera: float = 1.0
     wrist_pose: float = 2.0
     wrist_fov: float = 0.5
@@ -51,6 +52,8 @@ class Stage1Losses:
     confidence: float = 0.05
 
 
+#: Errors of log depth below this hardly count any more.
+SMALL_ERROR = 0.01
 #: Share of training batches by number of views, and of samples by what is known.
 VIEWS = ((1, 0.15), (2, 0.3), (3, 0.55))
 CALIBRATED, INTRINSICS_ONLY = 0.6, 0.1
@@ -98,7 +101,12 @@ def stage1_loss(
     log_true = torch.log(batch.anchor_depth.clamp_min(0.05))
     error = (torch.log(output.depth) - log_true).abs()[valid]
     confidence = output.confidence[valid]
-    depth_loss = (confidence * error - weights.confidence * torch.log(confidence)).mean()
+    # VGGT multiplies the error itself by the confidence. On table tops the plane then gets 100 times
+    # the weight of objects and gripper, which stay wrong; here confidence only follows the error.
+    depth_loss = (
+        F.smooth_l1_loss(error, torch.zeros_like(error), beta=SMALL_ERROR)
+        + (confidence * error.detach() - weights.confidence * torch.log(confidence)).mean()
+    )
 
     camera_loss = _pose_loss(output.cameras, true_anchor, weights.gamma)
     pose_loss = _pose_loss(output.wrist, true_wrist, weights.gamma, slice(0, 7))
@@ -291,8 +299,11 @@ def train_stage1(
     loop: LoopConfig,
     losses: Stage1Losses | None = None,
     evaluate_every: int = 1000,
+    init: Path | None = None,
 ) -> dict[str, float]:
     """Train, evaluate on val for each kind of knowledge, and write weights to ``out``.
+
+    ``init`` is a folder of weights to start from, instead of random ones.
 
     The pose errors on val become the covariance that the learned source reports.
     """
@@ -300,6 +311,10 @@ def train_stage1(
     record = training_record(loop, {"losses": asdict(losses), "episodes": str(train_folder)})
     torch.manual_seed(loop.seed)
     model = Stage1Model()
+    if init is not None:
+        model = Stage1Model.from_config(read_config(init)["config"])
+        load_weights(init, model)
+        record["init"] = {k: read_config(init)[k] for k in ("sha256", "training")}
     model.bf16 = True
     data, val = ShardSet(train_folder), ShardSet(val_folder)
 
