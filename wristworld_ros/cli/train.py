@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, help="stage1: start from these weights")
+    parser.add_argument("--episodes", type=int, help="stage2: use so many of the shards")
     parser.add_argument("--stage1", type=Path, help="stage2: weights of stage 1")
     parser.add_argument("--autoencoder", type=Path, help="stage2: weights of the autoencoder")
 
@@ -61,7 +62,14 @@ def run(args: argparse.Namespace) -> int:
         if args.stage1 is None or args.autoencoder is None:
             raise WristWorldError("train stage2 needs --stage1 and --autoencoder (trained weights)")
         scores = train_stage2(
-            args.shards, args.val, args.work, args.out, loop, args.stage1, args.autoencoder
+            args.shards,
+            args.val,
+            args.work,
+            args.out,
+            loop,
+            args.stage1,
+            args.autoencoder,
+            args.episodes,
         )
     print(json.dumps(scores, indent=2))
     return 0

@@ -87,16 +87,23 @@ def shard_frame(shard: Shard, t: int) -> AnchorFrame:
 
 
 def build_conditions(
-    shards: Path, stage1: Path, cache: Path, *, seed: int = 0, processes: int = 2
+    shards: Path,
+    stage1: Path,
+    cache: Path,
+    *,
+    seed: int = 0,
+    processes: int = 2,
+    limit: int | None = None,
 ) -> ConditionSet:
     """Reconstruct every frame of ``shards`` once; parts already in ``cache`` are kept.
 
     Args:
+        shards: folder of shards, of which the first ``limit`` are used.
         stage1: folder that holds ``stage1`` weights' folder (a model folder).
         cache: one file per shard.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    files = shard_files(shards)
+    files = shard_files(shards, limit)
     missing = [f for f in files if not (cache / f.name).exists()]
     if missing:
         spawn = multiprocessing.get_context("spawn")

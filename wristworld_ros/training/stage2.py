@@ -242,8 +242,9 @@ def train_stage2(
     loop: LoopConfig,
     stage1: Path,
     autoencoder_folder: Path,
+    limit: int | None = None,
 ) -> dict[str, float]:
-    """Build conditions, train, evaluate on val, write the weights."""
+    """Build conditions (of the first ``limit`` episodes), train, evaluate, write the weights."""
     if stage1.name != "stage1":
         raise InvalidInputError(f"--stage1 {stage1}: give the 'stage1' folder of a model.")
     autoencoder = Autoencoder.from_config(read_config(autoencoder_folder)["config"])
@@ -262,11 +263,11 @@ def train_stage2(
     model.bf16 = True
     text = TextEncoder(model.config.text_tokens)
 
-    def load(name: str, folder: Path) -> ConditionSet:
-        return build_conditions(folder, stage1.parent, work / f"conditions_{name}")
+    def load(name: str, folder: Path, limit: int | None = None) -> ConditionSet:
+        return build_conditions(folder, stage1.parent, work / f"conditions_{name}", limit=limit)
 
     val = encode_set(load("val", val_folder), autoencoder, text)
-    original = load("train", train_folder)
+    original = load("train", train_folder, limit)
     rng = np.random.default_rng(loop.seed)
     copies = [original, *(varied(original, rng) for _ in range(COPIES))]
     data = encode_set(merged(copies), autoencoder, text)
