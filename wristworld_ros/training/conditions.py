@@ -2,7 +2,7 @@
 
 Each frame is reconstructed once, with geometry drawn at random from what users have, so that the
 generator learns to forgive stage 1: true depth with the true pose, predicted depth with the
-kinematic pose, or everything from RGB alone.
+kinematic pose or with a learned one, or everything from RGB alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from wristworld_ros.training.shard_data import shard_files
 from wristworld_ros.types import AnchorFrame, AnchorView
 
 #: Kinds of geometry and their share in training.
-SHARES = {"true": 0.3, "kinematic": 0.5, "estimated": 0.2}
+SHARES = {"true": 0.25, "kinematic": 0.4, "calibrated": 0.2, "estimated": 0.15}
 #: Share of training samples by number of anchors.
 ANCHORS = {1: 0.15, 2: 0.25, 3: 0.6}
 MIRRORED = {"left": "right", "right": "left"}
