@@ -41,7 +41,7 @@ class Stage2Config:
     layers: int = 5
     patch: tuple[int, int, int] = (1, 2, 2)
     text_tokens: int = 24
-    refiner: int = 128
+    refiner: int = 96
     detail: int = 48
     prediction: str = "correction"
     anchors: AnchorEncoderConfig = field(default_factory=AnchorEncoderConfig)

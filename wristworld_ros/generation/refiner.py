@@ -47,7 +47,7 @@ class LatentRefiner(nn.Module):
         width: channels inside, a multiple of 8.
     """
 
-    def __init__(self, channels: int, out_channels: int, context: int, width: int = 128) -> None:
+    def __init__(self, channels: int, out_channels: int, context: int, width: int = 96) -> None:
         super().__init__()
         self.vector = nn.Sequential(nn.Linear(context + 1, 192), nn.SiLU())
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
