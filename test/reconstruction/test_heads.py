@@ -1,5 +1,7 @@
 """Keypoints to pose, correspondences, and the network's invariants at tiny size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -135,7 +137,7 @@ def test_known_poses_of_the_anchors_place_the_wrist():
     with torch.no_grad():
         out = model(x, K, T, torch.tensor([[True, True]]))
     torch.testing.assert_close(out.T_base_anchor, T)
-    T_base_wrist, fov = decode_pose(out.wrist[-1])
+    T_base_wrist, fov = decode_pose(out.wrist_pose)
     T_wrist_first, same_fov = decode_pose(out.wrist_encoding)
     torch.testing.assert_close(
         T[:, 0] @ torch.linalg.inv(T_wrist_first), T_base_wrist, atol=1e-5, rtol=0
@@ -143,6 +145,19 @@ def test_known_poses_of_the_anchors_place_the_wrist():
     torch.testing.assert_close(fov, same_fov)
     first = decode_pose(out.anchor_encoding[:, 0])[0]
     torch.testing.assert_close(first, torch.eye(4)[None], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_the_wrist_pose_is_the_fitted_or_the_refined_one(refined):
+    torch.manual_seed(0)
+    model = Stage1Model(replace(TINY, refined_wrist=refined)).eval()
+    torch.nn.init.normal_(model.wrist_head.refiner.out[-1].weight)
+    with torch.no_grad():
+        out = model(torch.rand(1, 2, 3, 64, 64))
+    assert (out.wrist[0] - out.wrist[-1]).abs().max() > 1e-3
+    used = out.wrist[-1] if refined else out.wrist[0]
+    torch.testing.assert_close(out.wrist_pose[:, :7], used[:, :7])
+    torch.testing.assert_close(out.wrist_pose[:, 7:], out.wrist[-1][:, 7:])  # field of view
 
 
 def test_base_plane_is_seen_from_above():

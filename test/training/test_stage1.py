@@ -56,6 +56,7 @@ def perfect(batch):
         torch.ones_like(batch.anchor_depth),
         [cameras],
         [wrist, wrist],
+        wrist,
         batch.T_world_anchor,
         keypoints,
     )
@@ -104,6 +105,7 @@ def test_a_wrist_that_fits_the_estimated_anchors_is_right(batch):
         **output.__dict__,
         "T_base_anchor": T_anchor,
         "wrist": [wrist, wrist],
+        "wrist_pose": wrist,
         "keypoints": Keypoints(**{**output.keypoints.__dict__, "points": points}),
     }
     loss, figures = stage1_loss(Stage1Output(**changed), batch, WEIGHTS)

@@ -29,12 +29,13 @@ from wristworld_ros.reconstruction.pose_encoding import (
 
 @dataclass(frozen=True)
 class Stage1Output:
-    """Predictions; pose lists hold one entry per refinement iteration, the last one is best.
+    """Predictions; pose lists hold one entry per refinement iteration.
 
     Attributes:
         depth, confidence: B x V x H x W [m], and VGGT's confidence (>= 1).
         cameras: B x V x 9 anchors, camera-to-base (centre [m], quaternion xyzw, FoV [rad]).
-        wrist: B x 9 wrist camera, the same.
+        wrist: B x 9 wrist camera, the same; the pose that fits the keypoints comes first.
+        wrist_pose: B x 9, the one of them to use.
         T_base_anchor: B x V x 4 x 4 that the wrist and the keypoints were placed by: the known
             poses, else the estimated ones.
         keypoints: the wrist keypoints that the wrist pose starts from.
@@ -44,6 +45,7 @@ class Stage1Output:
     confidence: Tensor
     cameras: list[Tensor]
     wrist: list[Tensor]
+    wrist_pose: Tensor
     T_base_anchor: Tensor
     keypoints: Keypoints
 
@@ -55,7 +57,7 @@ class Stage1Output:
     @property
     def wrist_encoding(self) -> Tensor:
         """B x 9 ``absT_quaR_FoV`` of the wrist camera: world-to-camera, world = first anchor."""
-        return relative_encoding(self.wrist[-1], self.T_base_anchor[:, 0])
+        return relative_encoding(self.wrist_pose, self.T_base_anchor[:, 0])
 
 
 def relative_encoding(camera_to_base: Tensor, T_base_first: Tensor) -> Tensor:
@@ -110,7 +112,10 @@ class Stage1Model(nn.Module):
             heat = self.keypoint_head.net(dense.flatten(0, 1)).float().unflatten(0, plane.shape[:2])
         keypoints = self.keypoint_head(heat, anchor_K, T_base_anchor)
         wrist = self.wrist_head(features, keypoints.points)
-        return Stage1Output(depth, confidence, cameras, wrist, T_base_anchor, keypoints)
+        chosen = wrist[-1]
+        if not self.config.refined_wrist:
+            chosen = torch.cat([wrist[0][:, :7], wrist[-1][:, 7:]], 1)
+        return Stage1Output(depth, confidence, cameras, wrist, chosen, T_base_anchor, keypoints)
 
     @staticmethod
     def _anchors(

@@ -266,7 +266,7 @@ class Reconstructor:
         camera = frame.wrist_camera or self.wrist_camera
         if camera is None:
             width, height = DEFAULT_WRIST_SIZE
-            fov = output.wrist[-1][0, 7:9].double().cpu()
+            fov = output.wrist_pose[0, 7:9].double().cpu()
             return CameraModel(intrinsics_from_fov(fov, height, width).numpy(), width, height)
         # The virtual camera is a pinhole: lens distortion is not imitated.
         return CameraModel(camera.K, camera.width, camera.height)

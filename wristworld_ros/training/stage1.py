@@ -241,10 +241,10 @@ def evaluate_stage1(
 
     Returns:
         Medians and 90th percentiles of the wrist pose error [mm, deg], depth AbsRel, anchor pose
-        error [mm], field-of-view error [deg], and the wrist's error before refinement [mm].
+        error [mm], field-of-view error [deg], and the wrist's error after refinement [mm].
     """
     model.eval()
-    translation, rotation, keypoint, absrel, anchor, fov = [], [], [], [], [], []
+    translation, rotation, refined, absrel, anchor, fov = [], [], [], [], [], []
     for start in range(0, len(data), size):
         batch = data.batch(np.arange(start, min(start + size, len(data))), np.arange(views))
         flags = torch.tensor(known).expand(len(batch.anchors), 2)
@@ -254,8 +254,8 @@ def evaluate_stage1(
         t, r = pose_errors(T, T_wrist)
         translation.append(t)
         rotation.append(r)
-        unrefined, _ = decode_pose(relative_encoding(output.wrist[0], output.T_base_anchor[:, 0]))
-        keypoint.append(pose_errors(unrefined, T_wrist)[0])
+        last, _ = decode_pose(relative_encoding(output.wrist[-1], output.T_base_anchor[:, 0]))
+        refined.append(pose_errors(last, T_wrist)[0])
         h, w = batch.wrist_depth.shape[-2:]
         fov.append((fov_hw - fov_from_intrinsics(batch.wrist_K, h, w)).abs().mean(-1))
         if views > 1:
@@ -269,7 +269,7 @@ def evaluate_stage1(
         "wrist_mm_p90": t.quantile(0.9).item(),
         "wrist_deg_median": r.median().item(),
         "wrist_deg_p90": r.quantile(0.9).item(),
-        "keypoints_mm_median": (torch.cat(keypoint) * 1e3).median().item(),
+        "refined_mm_median": (torch.cat(refined) * 1e3).median().item(),
         "depth_absrel": torch.cat(absrel).mean().item(),
         "fov_deg": torch.rad2deg(torch.cat(fov)).mean().item(),
     }
