@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pose-source", default="auto", choices=("auto", "kinematic", "learned"),
         help="where the wrist pose comes from",
     )  # fmt: skip
-    parser.add_argument("--steps", type=int, default=2, help="denoising steps, default 2")
+    parser.add_argument("--steps", type=int, default=1, help="denoising steps, default 1")
     parser.add_argument("--model", type=Path, metavar="DIR", help="weights; default: shipped ones")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
     parser.add_argument("--rate", type=float, default=1.0, help="of playback, default 1")

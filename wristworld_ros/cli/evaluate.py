@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--anchors", type=int, metavar="N", help="third-person views, default all")
     parser.add_argument("--frames", type=int, default=6, help="frames per episode, default 6")
-    parser.add_argument("--steps", type=int, default=2, help="denoising steps, default 2")
+    parser.add_argument("--steps", type=int, default=1, help="denoising steps, default 1")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, default 0")
     parser.add_argument("--model", metavar="DIR", help="weights; default: shipped ones")
     parser.add_argument("--no-lpips", action="store_true", help="leave out LPIPS")

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "kinematic", "learned"),
         help="where the wrist pose comes from; auto: the best that the bag allows",
     )
-    parser.add_argument("--steps", type=int, default=2, help="denoising steps, default 2")
+    parser.add_argument("--steps", type=int, default=1, help="denoising steps, default 1")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, default 0")
     parser.add_argument(
         "--mode",

@@ -57,7 +57,7 @@ class RunOptions:
 
     cameras: Sequence[str] | None = None
     pose_source: str = "auto"
-    steps: int = 2
+    steps: int = 1
     seed: int = 0
     mode: str = "stream"
     model: Path | None = None

@@ -40,7 +40,7 @@ def evaluate_split(
     geometries: Sequence[str] = GEOMETRY,
     anchors: int | None = None,
     frames: int = 6,
-    steps: int = 2,
+    steps: int = 1,
     seed: int = 0,
     model: str | None = None,
     generate: bool = True,

@@ -231,7 +231,7 @@ class GenerationParameters(NodeParameters):
         "New frames per chunk; the last two of the chunk before are looked at again.",
         limits=(2, 128),
     )
-    steps: int = parameter(2, "Denoising steps per frame.", limits=(1, 100))
+    steps: int = parameter(1, "Denoising steps per frame.", limits=(1, 100))
     seed: int = parameter(0, "Seed of the noise.", limits=(0, 2**31 - 1))
     refuse_below_coverage: float = parameter(
         0.0,
