@@ -66,7 +66,7 @@ format: setup ## let ruff rewrite the code
 bench: setup ## all benchmarks, each prints its table
 	for file in $(sort $(wildcard benchmarks/bench_*.py)); do echo "== $$file"; $(PY) $$file $(ARGS); done
 
-figures: setup ## measure the figures of README.md again: docs/results, docs/*.png (20 minutes)
+figures: setup ## measure the figures of README.md again: docs/results, docs/*.png (7 minutes)
 	$(EVALUATE) test-iid --seeds 200000:200020 --json docs/results/test-iid.json
 	for split in $(SPLITS); do \
 	  $(EVALUATE) $${split%:*} --seeds $${split#*:}0000:$${split#*:}0010 \

@@ -58,9 +58,10 @@ def iid() -> list[str]:
     """What the model makes of each kind of input, and what it has to beat."""
     document = read("test-iid")
     first, last = document["seeds"]
+    steps = document["provenance"]["steps"]
     lines = [
         f"Simulation, split test-iid, {last - first} unseen episodes, 3 anchors of 256 px, wrist "
-        f"view of 128 px, {document['provenance']['steps']} steps. PSNR [dB] / SSIM / LPIPS:",
+        f"view of 128 px, {steps} denoising step{'s' * (steps > 1)}. PSNR [dB] / SSIM / LPIPS:",
         "",
         row("what is known", "generated", "inpainted splat, same geometry", "wrist pose, median"),
         row("---", "---", "---", "---"),
