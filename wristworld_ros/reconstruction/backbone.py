@@ -31,7 +31,7 @@ class BackboneConfig:
         layer_scale: initial layer scale.
         refined_wrist: take the wrist pose that the wrist head refined; else the one that fits the
             keypoints, and of the wrist head the field of view alone. On val the shipped model is
-            better without: 9 mm against 15 mm with calibration, 70 mm against 123 mm without.
+            better without: ``refined_mm_median`` against ``wrist_mm_median`` in its config.json.
     """
 
     patch_size: int = 16

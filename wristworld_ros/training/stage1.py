@@ -101,8 +101,8 @@ def stage1_loss(
     log_true = torch.log(batch.anchor_depth.clamp_min(0.05))
     error = (torch.log(output.depth) - log_true).abs()[valid]
     confidence = output.confidence[valid]
-    # VGGT multiplies the error itself by the confidence. On table tops the plane then gets 100
-    # times the weight of objects and gripper, which stay wrong; here confidence only follows.
+    # VGGT multiplies the error itself by the confidence. On table tops the easy plane
+    # then outweighs objects and gripper, which stay wrong; here confidence only follows.
     depth_loss = (
         F.smooth_l1_loss(error, torch.zeros_like(error), beta=SMALL_ERROR)
         + (confidence * error.detach() - weights.confidence * torch.log(confidence)).mean()
