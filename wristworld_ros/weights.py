@@ -80,13 +80,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return document
 
 
-def load_weights(folder: Path, model: nn.Module) -> str:
-    """Fill ``model`` from ``folder``, every key and shape strictly; return the sha256.
-
-    Raises:
-        WeightsError: the file is missing, truncated, altered (sha256 against config.json), does
-            not fit the model, or holds values that are not finite.
-    """
+def _read_state(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """Tensors of a weight folder and their sha256, checked as ``load_weights`` says."""
     expected = read_config(folder)["sha256"]
     path = folder / FILE
     if not path.is_file():
@@ -102,6 +97,21 @@ def load_weights(folder: Path, model: nn.Module) -> str:
         state = load_file(path)
     except (SafetensorError, ValueError) as error:
         raise WeightsError(f"{path} is not a safetensors file ({error}). Restore it.") from None
+    bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad:
+        raise WeightsError(f"{path} holds values that are not finite in {bad[:3]}. Retrain it.")
+    return state, digest
+
+
+def load_weights(folder: Path, model: nn.Module) -> str:
+    """Fill ``model`` from ``folder``, every key and shape strictly; return the sha256.
+
+    Raises:
+        WeightsError: the file is missing, truncated, altered (sha256 against config.json), does
+            not fit the model, or holds values that are not finite.
+    """
+    state, digest = _read_state(folder)
+    path = folder / FILE
     own = model.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [
@@ -115,8 +125,23 @@ def load_weights(folder: Path, model: nn.Module) -> str:
             f"{missing[:3]}, {len(extra)} unknown {extra[:3]}, {len(wrong)} of wrong shape "
             f"{wrong[:3]}. Use the weights that belong to this configuration."
         )
-    bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
-    if bad:
-        raise WeightsError(f"{path} holds values that are not finite in {bad[:3]}. Retrain it.")
     model.load_state_dict(state, strict=True)
     return digest
+
+
+def load_matching(folder: Path, model: nn.Module) -> list[str]:
+    """Start a training from ``folder``: fill what fits by name and shape.
+
+    Returns:
+        Names of the tensors that keep their random start. Never use the model as it is then.
+
+    Raises:
+        WeightsError: as ``load_weights``, or nothing fits.
+    """
+    state, _ = _read_state(folder)
+    own = model.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise WeightsError(f"{folder} has nothing that fits {type(model).__name__}. Start without.")
+    model.load_state_dict(fitting, strict=False)
+    return sorted(own.keys() - fitting.keys())

@@ -29,9 +29,6 @@ class BackboneConfig:
         stem: channels at 1/2, 1/4 and 1/8 of the input size.
         kept: indices of the pairs whose outputs go to the dense heads.
         layer_scale: initial layer scale.
-        refined_wrist: take the wrist pose that the wrist head refined; else the one that fits the
-            keypoints, and of the wrist head the field of view alone. On val the shipped model is
-            better without: ``refined_mm_median`` against ``wrist_mm_median`` in its config.json.
     """
 
     patch_size: int = 16
@@ -42,7 +39,6 @@ class BackboneConfig:
     stem: tuple[int, int, int] = (32, 64, 96)
     kept: tuple[int, ...] = (1, 3)
     layer_scale: float = 0.1
-    refined_wrist: bool = False
 
 
 @dataclass(frozen=True)

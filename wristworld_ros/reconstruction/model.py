@@ -1,11 +1,12 @@
-"""The stage-1 network: backbone, camera head, depth head and wrist head."""
+"""The stage-1 network: backbone, camera, depth and point heads, wrist head, and pose fits."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wristworld_ros.reconstruction.backbone import (
@@ -13,18 +14,33 @@ from wristworld_ros.reconstruction.backbone import (
     BackboneConfig,
     base_plane_depth,
 )
+from wristworld_ros.reconstruction.fitting import RigidFit, fit_cameras, fit_rigid
 from wristworld_ros.reconstruction.heads import (
+    BASE_LANDMARKS,
+    WRIST_KEYPOINTS,
     CameraHead,
+    CropHead,
     DepthHead,
-    KeypointHead,
     Keypoints,
+    PointHead,
     WristHead,
+    fit_keypoints,
+    fuse_keypoints,
 )
+from wristworld_ros.reconstruction.heatmaps import HeatPeaks
 from wristworld_ros.reconstruction.pose_encoding import (
     decode_pose,
     encode_pose,
+    fov_from_intrinsics,
     intrinsics_from_fov,
 )
+
+#: Relative standard deviation of a keypoint's depth.
+DEPTH_SIGMA = 0.04
+#: Landmarks are trusted at most to this [cells]: their errors within a picture go together.
+LANDMARK_SIGMA = 0.3
+#: Standard deviation of the wrist fit's start [m, rad], by which points are seen in no view.
+START_SIGMA = (0.1, 0.35)
 
 
 @dataclass(frozen=True)
@@ -32,22 +48,36 @@ class Stage1Output:
     """Predictions; pose lists hold one entry per refinement iteration.
 
     Attributes:
-        depth, confidence: B x V x H x W [m], and VGGT's confidence (>= 1).
-        cameras: B x V x 9 anchors, camera-to-base (centre [m], quaternion xyzw, FoV [rad]).
-        wrist: B x 9 wrist camera, the same; the pose that fits the keypoints comes first.
-        wrist_pose: B x 9, the one of them to use.
-        T_base_anchor: B x V x 4 x 4 that the wrist and the keypoints were placed by: the known
-            poses, else the estimated ones.
-        keypoints: the wrist keypoints that the wrist pose starts from.
+        depth, confidence: B x V x H/2 x W/2 [m], and VGGT's confidence (>= 1).
+        first_depth: B x V x H/8 x W/8 [m], before the views were compared.
+        cameras: B x V x 9 anchors, camera-to-base (centre [m], quaternion xyzw, FoV [rad]); the
+            last one fits the landmarks.
+        landmarks: B x V x L places of ``BASE_LANDMARKS`` [px of H/2 x W/2].
+        wrist: B x 9 wrist camera by the wrist head, the same encoding.
+        T_base_anchor, anchor_K: B x V x 4 x 4 and B x V x 3 x 3 [px of H x W] that depth,
+            keypoints and wrist were placed by: the known ones, else the estimated.
+        keypoints: wrist keypoints in the whole pictures [px of H/2 x W/2].
+        close: the same in the cut-outs [px of the cut-out], ``crop_K`` B x V x 3 x 3.
+        wrist_pose: B x 9, the pose that fits them, with the wrist head's field of view.
+        wrist_fits: B x 4 x 4 wrist to base that fit ``keypoints`` and ``close``.
+        wrist_covariance: B x 6 x 6 of (translation [m], rotation [rad]) in the base frame, up to
+            the factors that ``scores`` of the weights hold.
     """
 
     depth: Tensor
     confidence: Tensor
+    first_depth: Tensor
     cameras: list[Tensor]
+    landmarks: HeatPeaks
     wrist: list[Tensor]
-    wrist_pose: Tensor
     T_base_anchor: Tensor
+    anchor_K: Tensor
     keypoints: Keypoints
+    close: Keypoints
+    crop_K: Tensor
+    wrist_pose: Tensor
+    wrist_fits: tuple[Tensor, Tensor]
+    wrist_covariance: Tensor
 
     @property
     def anchor_encoding(self) -> Tensor:
@@ -67,7 +97,13 @@ def relative_encoding(camera_to_base: Tensor, T_base_first: Tensor) -> Tensor:
 
 
 class Stage1Model(nn.Module):
-    """Anchor images to depth, anchor cameras and the wrist camera; world = first anchor."""
+    """Anchor images to depth, anchor cameras and the wrist camera, in the robot's base frame.
+
+    Backbone and dense heads see the pictures at half their size, the cut-outs of the wrist at full.
+    """
+
+    #: Sides of the input are multiples of this times the backbone's patch size.
+    reduction = 2
 
     def __init__(self, config: BackboneConfig | None = None) -> None:
         super().__init__()
@@ -75,10 +111,9 @@ class Stage1Model(nn.Module):
         self.backbone = Backbone(self.config)
         self.camera_head = CameraHead(self.config)
         self.depth_head = DepthHead(self.config)
-        self.keypoint_head = KeypointHead(self.depth_head.channels)
+        self.point_head = PointHead(self.depth_head.channels, cell=4)
+        self.crop_head = CropHead(self.depth_head.channels)
         self.wrist_head = WristHead(self.config)
-        #: Run backbone and dense heads in bfloat16 (training); geometry stays in float32.
-        self.bf16 = False
 
     def forward(
         self,
@@ -95,39 +130,101 @@ class Stage1Model(nn.Module):
             T_world_camera: B x V x 4 x 4 poses in the robot's base frame (z up, metres).
             known: B x 2 bool: intrinsics known, extrinsics known (only with intrinsics).
         """
-        H, W = images.shape[-2:]
+        B, V = images.shape[:2]
+        reduced = F.avg_pool2d(images.flatten(0, 1), 2).unflatten(0, (B, V))
+        H, W = reduced.shape[-2:]
+        halve = images.new_tensor([0.5, 0.5, 1.0])[:, None]
+        K_reduced = None if K is None else K * halve
         rays = None
-        if K is not None and known is not None:
+        if K_reduced is not None and known is not None:
             p = self.config.patch_size
-            rays = pixel_rays(K, (H // p, W // p), p)
-        half = torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16)
-        with half:
-            features = self.backbone(images, rays, T_world_camera, known)
-        features = replace(features, tokens=[t.float() for t in features.tokens])
+            rays = pixel_rays(K_reduced, (H // p, W // p), p)
+        features = self.backbone(reduced, rays, T_world_camera, known)
         cameras = self.camera_head(features)
-        anchor_K, T_base_anchor = self._anchors(cameras[-1], images, K, T_world_camera, known)
+        dense = self.depth_head.decode(features)
+        maps = self.point_head.net(dense.flatten(0, 1)).float().unflatten(0, (B, V))
+        landmarks, places, log_depth = self.point_head(maps)
+        cameras = [*cameras, self._fit_cameras(cameras[-1], landmarks, (H, W), K_reduced, known)]
+        anchor_K, T_base_anchor = self._anchors(
+            cameras[-1], (H, W), K_reduced, T_world_camera, known
+        )
+
         plane = base_plane(anchor_K, T_base_anchor, (H, W))
-        with half:
-            depth, confidence, dense = self.depth_head(features, plane)
-            heat = self.keypoint_head.net(dense.flatten(0, 1)).float().unflatten(0, plane.shape[:2])
-        keypoints = self.keypoint_head(heat, anchor_K, T_base_anchor)
-        wrist = self.wrist_head(features, keypoints.points)
-        chosen = wrist[-1]
-        if not self.config.refined_wrist:
-            chosen = torch.cat([wrist[0][:, :7], wrist[-1][:, 7:]], 1)
-        return Stage1Output(depth, confidence, cameras, wrist, chosen, T_base_anchor, keypoints)
+        depth, confidence, first = self.depth_head(features, dense, plane, anchor_K, T_base_anchor)
+
+        wrist = self.wrist_head(features)
+        seen = log_depth.clamp(-3.0, 2.0).exp()
+        keypoints = fuse_keypoints(places, seen, anchor_K, T_base_anchor)
+        coarse = _fit(keypoints, anchor_K, T_base_anchor, fit_keypoints(keypoints.points))
+        wrist_points = _wrist_points(coarse.T)
+        peaks, close_depth, crop_K = self.crop_head(
+            images, dense, wrist_points.detach(), anchor_K / halve, T_base_anchor
+        )
+        close = fuse_keypoints(peaks, close_depth, crop_K, T_base_anchor)
+        fine = _fit(close, crop_K, T_base_anchor, coarse.T)
+        return Stage1Output(
+            depth=depth,
+            confidence=confidence,
+            first_depth=first,
+            cameras=cameras,
+            landmarks=landmarks,
+            wrist=wrist,
+            T_base_anchor=T_base_anchor,
+            anchor_K=anchor_K / halve,
+            keypoints=keypoints,
+            close=close,
+            crop_K=crop_K,
+            wrist_pose=encode_pose(fine.T, wrist[-1][:, 7:]),
+            wrist_fits=(coarse.T, fine.T),
+            wrist_covariance=fine.covariance,
+        )
+
+    @staticmethod
+    def _fit_cameras(
+        estimate: Tensor,
+        landmarks: HeatPeaks,
+        size: tuple[int, int],
+        K: Tensor | None,
+        known: Tensor | None,
+    ) -> Tensor:
+        """B x V x 9 cameras that fit the landmarks, by known intrinsics where there are any."""
+        B, V = estimate.shape[:2]
+        T, fov = decode_pose(estimate.detach())
+        K_fit = intrinsics_from_fov(fov, *size)
+        K_fit[..., 0, 0] = K_fit[..., 1, 1]  # square pixels
+        free = torch.ones(B, dtype=torch.bool, device=T.device)
+        if K is not None and known is not None:
+            free = ~known[:, 0]
+            K_fit = torch.where(free[:, None, None, None], K_fit, K.to(K_fit))
+        sigma = (landmarks.sigma**2 + (LANDMARK_SIGMA * landmarks.cell) ** 2).sqrt()
+        fit = fit_cameras(
+            T.new_tensor(BASE_LANDMARKS),
+            landmarks.pixels.detach().flatten(0, 1),
+            (landmarks.visible / sigma**2).detach().flatten(0, 1),
+            T.flatten(0, 1),
+            K_fit[..., 0, 0].flatten(),
+            K_fit[..., :2, 2].flatten(0, 1),
+            free_focal=free.repeat_interleave(V),
+            aspect=(K_fit[..., 1, 1] / K_fit[..., 0, 0]).flatten(),
+        )
+        scale = (fit.focal / K_fit[..., 0, 0].flatten()).reshape(B, V, 1, 1)
+        fitted = torch.cat([K_fit[..., :2, :2] * scale, K_fit[..., :2, 2:]], -1)
+        K_out = torch.cat([fitted, K_fit[..., 2:, :]], -2)
+        return encode_pose(
+            fit.T_base_camera.unflatten(0, (B, V)), fov_from_intrinsics(K_out, *size)
+        )
 
     @staticmethod
     def _anchors(
         estimate: Tensor,
-        images: Tensor,
+        size: tuple[int, int],
         K: Tensor | None,
         T_world_camera: Tensor | None,
         known: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Intrinsics, and poses in the base frame: the known ones, else the estimated."""
         poses, fov = decode_pose(estimate.detach())
-        intrinsics = intrinsics_from_fov(fov, *images.shape[-2:])
+        intrinsics = intrinsics_from_fov(fov, *size)
         if known is not None and K is not None:
             intrinsics = torch.where(known[:, 0, None, None, None], K.to(poses), intrinsics)
             if T_world_camera is not None:
@@ -146,6 +243,28 @@ class Stage1Model(nn.Module):
             k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
         }
         return cls(BackboneConfig(**values))
+
+
+def _wrist_points(T_base_wrist: Tensor) -> Tensor:
+    """B x K x 3 wrist keypoints in the base frame [m]."""
+    model = T_base_wrist.new_tensor(WRIST_KEYPOINTS)
+    return model @ T_base_wrist[:, :3, :3].transpose(1, 2) + T_base_wrist[:, None, :3, 3]
+
+
+def _fit(found: Keypoints, K: Tensor, T_base_camera: Tensor, start: Tensor) -> RigidFit:
+    floor = 0.25 * found.peaks.cell
+    return fit_rigid(
+        start.new_tensor(WRIST_KEYPOINTS),
+        found.peaks.pixels,
+        (found.peaks.sigma.square() + floor**2).sqrt().detach(),
+        found.depth,
+        DEPTH_SIGMA,
+        found.peaks.visible.detach(),
+        K,
+        T_base_camera,
+        start,
+        start_sigma=START_SIGMA,
+    )
 
 
 def base_plane(K: Tensor, T_base_camera: Tensor, size: tuple[int, int]) -> Tensor:

@@ -35,8 +35,6 @@ POSE_SOURCES = ("auto", "kinematic", "learned")
 DEFAULT_WRIST_SIZE = (128, 128)
 #: Standard deviations of a kinematic pose when nothing better is known: 2 mm, 0.5 degrees.
 KINEMATIC_SIGMA = (0.002, np.deg2rad(0.5))
-#: The median length of a 3-D Gaussian vector, in standard deviations per axis.
-MEDIAN_NORM_3D = 1.538
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class ReconstructorConfig:
         use_measured_depth: measured depth takes the place of predicted depth where there is any.
     """
 
-    network_size: int = 128
+    network_size: int = 256
     cloud_size: int = 256
     min_confidence: float = 0.45
     edge_threshold: float = 0.05
@@ -146,19 +144,22 @@ class Reconstructor:
         geometry = self._geometry(frame, output)
         cloud = self._cloud(geometry)
         clock.lap("cloud")
+        # The network's base frame is the world of calibrated anchors.
+        T_base_first = output.T_base_anchor[0, 0].double().cpu().numpy()
+        T_world_base = geometry.poses[0] @ invert(_orthonormal(T_base_first))
         if source == "kinematic":
             assert frame.T_world_wrist is not None
             T_world_wrist = frame.T_world_wrist
         else:
-            T_wrist_first = decode_pose(output.wrist_encoding)[0][0].double().cpu().numpy()
-            T_world_wrist = geometry.poses[0] @ invert(_orthonormal(T_wrist_first))
+            T_base_wrist = decode_pose(output.wrist_pose)[0][0].double().cpu().numpy()
+            T_world_wrist = T_world_base @ _orthonormal(T_base_wrist)
         camera = self._wrist_camera(frame, output)
         condition = splat(cloud, T_world_wrist, camera, device=self.device)
         clock.lap("splat")
         estimate = WristEstimate(
             T_world_wrist=T_world_wrist,
             camera=camera,
-            covariance=self._covariance(source, frame),
+            covariance=self._covariance(source, frame, output, T_world_base),
             source=source,
             confidence=self._confidence(cloud, condition.coverage, source),
             coverage=condition.coverage,
@@ -205,7 +206,7 @@ class Reconstructor:
             )
 
     def _network_size(self, width: int, height: int) -> tuple[int, int]:
-        patch = self.model.config.patch_size
+        patch = self.model.config.patch_size * self.model.reduction
         scale = self.config.network_size / max(width, height)
         return (
             max(patch, round(width * scale / patch) * patch),
@@ -271,18 +272,24 @@ class Reconstructor:
         # The virtual camera is a pinhole: lens distortion is not imitated.
         return CameraModel(camera.K, camera.width, camera.height)
 
-    def _covariance(self, source: str, frame: AnchorFrame) -> FloatArray:
-        sigma_t, sigma_r = KINEMATIC_SIGMA
-        if source == "learned":
-            kind = "rgb"
-            if frame.calibrated:
-                kind = "calibrated"
-            elif all(v.camera is not None for v in frame.views):
-                kind = "intrinsics"
-            score = self.scores.get(f"{kind}/{min(len(frame.views), 3)}", {})
-            sigma_t = score.get("wrist_mm_median", 200.0) / 1e3 / MEDIAN_NORM_3D
-            sigma_r = np.deg2rad(score.get("wrist_deg_median", 45.0)) / MEDIAN_NORM_3D
-        return np.diag([sigma_t**2] * 3 + [sigma_r**2] * 3)
+    def _covariance(
+        self, source: str, frame: AnchorFrame, output: Stage1Output, T_world_base: FloatArray
+    ) -> FloatArray:
+        """6 x 6 in the world frame: of the fit, with the factors that val asks for."""
+        if source == "kinematic":
+            sigma_t, sigma_r = KINEMATIC_SIGMA
+            return np.diag([sigma_t**2] * 3 + [sigma_r**2] * 3)
+        kind = "rgb"
+        if frame.calibrated:
+            kind = "calibrated"
+        elif all(v.camera is not None for v in frame.views):
+            kind = "intrinsics"
+        score = self.scores.get(f"{kind}/{min(len(frame.views), 3)}", {})
+        factors = [score.get("sigma_factor_t", 10.0)] * 3 + [score.get("sigma_factor_r", 10.0)] * 3
+        turn = np.kron(np.eye(2), T_world_base[:3, :3])
+        scale = np.diag(factors)
+        fitted = output.wrist_covariance[0].double().cpu().numpy()
+        return turn @ scale @ fitted @ scale @ turn.T
 
     def _confidence(self, cloud: PointCloud, coverage: float, source: str) -> float:
         """Coverage times the mean confidence of the points; a learned pose counts half."""

@@ -25,7 +25,7 @@ def train_autoencoder(
     record = training_record(loop, {"episodes": str(train_folder)})
     torch.manual_seed(loop.seed)
     model = Autoencoder()
-    data, val = ShardSet(train_folder), ShardSet(val_folder)
+    data, val = ShardSet(train_folder, 128), ShardSet(val_folder, 128)
     model.fit_linear(_spread(data, 400))
 
     def pictures(size: int, generator: torch.Generator) -> Tensor:

@@ -21,8 +21,8 @@ class Batch:
 
     Attributes:
         anchors: B x V x 3 x H x W in [0, 1].
-        anchor_depth: B x V x H x W [m], 0 where unknown.
-        anchor_K: B x V x 3 x 3 [px]; T_world_anchor: B x V x 4 x 4.
+        anchor_depth: B x V x H/2 x W/2 [m], 0 where unknown.
+        anchor_K: B x V x 3 x 3 [px of H x W]; T_world_anchor: B x V x 4 x 4.
         wrist: B x 3 x h x w in [0, 1]; wrist_depth: B x h x w [m].
         wrist_K: B x 3 x 3 [px]; T_world_wrist: B x 4 x 4.
     """
@@ -35,6 +35,12 @@ class Batch:
     wrist_depth: Tensor
     wrist_K: Tensor
     T_world_wrist: Tensor
+
+    @property
+    def depth_K(self) -> Tensor:
+        """B x V x 3 x 3 intrinsics of ``anchor_depth``."""
+        scale = self.anchor_depth.shape[-1] / self.anchors.shape[-1]
+        return self.anchor_K * self.anchor_K.new_tensor([scale, scale, 1.0])[:, None]
 
 
 def shard_files(folder: str | Path, limit: int | None = None) -> list[Path]:
@@ -53,10 +59,10 @@ def shard_files(folder: str | Path, limit: int | None = None) -> list[Path]:
 
 
 class ShardSet:
-    """All frames of a folder of shards, anchors reduced to ``anchor_size``, kept in memory."""
+    """All frames of a folder of shards in memory: anchors at ``anchor_size``, depth at half."""
 
     def __init__(
-        self, folder: str | Path, anchor_size: int = 128, limit: int | None = None
+        self, folder: str | Path, anchor_size: int = 256, limit: int | None = None
     ) -> None:
         parts: dict[str, list[np.ndarray]] = {}
         self.instructions: list[str] = []
@@ -98,23 +104,25 @@ class ShardSet:
 def _frames(shard: Shard, size: int) -> dict[str, np.ndarray]:
     """Frame-major arrays of one shard (T first)."""
     _, T, H, W = shard.anchor_depth.shape
-    if H % size or H != W:
+    if H % size or H != W or size % 2:
         raise InvalidInputError(
             f"anchors of {W} x {H} px cannot be reduced to {size} px; simulate them square, at a "
-            f"multiple of {size}."
+            f"multiple of {size} px, and take an even size."
         )
     step = H // size
-    rgb = np.stack(
-        [
-            [cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in view]
-            for view in shard.anchor_rgb
-        ]
-    )
+    rgb = shard.anchor_rgb
+    if step > 1:
+        rgb = np.stack(
+            [
+                [cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in view]
+                for view in shard.anchor_rgb
+            ]
+        )
     scale = np.diag([1 / step, 1 / step, 1.0])
     return {
         "anchor_rgb": rgb.transpose(1, 0, 2, 3, 4),
         # One measured depth per cell rather than a mean, which would invent depths at edges.
-        "anchor_depth": shard.anchor_depth[:, :, step // 2 :: step, step // 2 :: step].transpose(
+        "anchor_depth": shard.anchor_depth[:, :, step :: 2 * step, step :: 2 * step].transpose(
             1, 0, 2, 3
         ),
         "anchor_K": np.repeat((scale @ shard.anchor_K)[None], T, 0).astype(np.float32),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,17 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wristworld_ros.reconstruction.correspondence import exact_correspondences
-from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS, Keypoints
-from wristworld_ros.reconstruction.model import Stage1Model, Stage1Output, relative_encoding
+from wristworld_ros.reconstruction.fitting import log_so3
+from wristworld_ros.reconstruction.heads import BASE_LANDMARKS, WRIST_KEYPOINTS, project
+from wristworld_ros.reconstruction.heatmaps import HeatPeaks, heat_loss
+from wristworld_ros.reconstruction.model import (
+    Stage1Model,
+    Stage1Output,
+    pixel_rays,
+    relative_encoding,
+)
 from wristworld_ros.reconstruction.pose_encoding import (
     decode_pose,
     encode_pose,
     fov_from_intrinsics,
 )
-from wristworld_ros.reconstruction.spc import spc_loss
+from wristworld_ros.reconstruction.spc import SpcLoss, spc_loss
 from wristworld_ros.training.loop import LoopConfig, train, training_record
 from wristworld_ros.training.shard_data import Batch, ShardSet
-from wristworld_ros.weights import load_weights, read_config, save_weights
+from wristworld_ros.weights import load_matching, read_config, save_weights
 
 
 @dataclass(frozen=True)
@@ -29,24 +37,29 @@ class Stage1Losses:
     """Weights of the losses.
 
     Attributes:
-        depth: |log depth| error, and its confidence (as in VGGT; alpha below).
-        camera: L1 of the anchors' pose encodings.
+        depth: |log depth| error, of the first estimate and of the last, and its confidence.
+        above_table: how much more pixels above the base plane count than those on it.
+        camera: L1 of the camera head's pose encodings.
         wrist_pose: direct L1 of the wrist's translation and rotation (0 in the release).
         wrist_fov: L1 of the wrist's field of view.
         projection: SPC loss; lambda_u and lambda_depth inside it.
-        heat: cross-entropy of the keypoints' heat maps; keypoint: L1 of their depth and 3-D place.
+        heat: cross-entropy of landmarks' and keypoints' heat maps.
+        place: L1 of where they are, in cells.
+        keypoint: L1 of the keypoints' log depth and fused place [m].
         gamma: weight of earlier refinement iterations.
         confidence: weight of the log-confidence reward.
     """
 
     depth: float = 8.0
+    above_table: float = 3.0
     camera: float = 1.0
-    wrist_pose: float = 2.0
+    wrist_pose: float = 1.0
     wrist_fov: float = 0.5
     projection: float = 0.02
     lambda_u: float = 1.0
     lambda_depth: float = 1.0
-    heat: float = 0.5
+    heat: float = 0.3
+    place: float = 0.1
     keypoint: float = 2.0
     gamma: float = 0.6
     confidence: float = 0.05
@@ -54,6 +67,8 @@ class Stage1Losses:
 
 #: Errors of log depth below this hardly count any more.
 SMALL_ERROR = 0.01
+#: Points higher than this above the base plane [m] are not the table.
+TABLE_HEIGHT = 0.008
 #: Share of training batches by number of views, and of samples by what is known.
 VIEWS = ((1, 0.15), (2, 0.3), (3, 0.55))
 CALIBRATED, INTRINSICS_ONLY = 0.6, 0.1
@@ -89,7 +104,7 @@ def stage1_loss(
     output: Stage1Output, batch: Batch, weights: Stage1Losses
 ) -> tuple[Tensor, dict[str, float]]:
     """Weighted sum of the losses and the figures to log."""
-    H, W = batch.anchor_depth.shape[-2:]
+    H, W = batch.anchors.shape[-2:]
     h, w = batch.wrist_depth.shape[-2:]
     T_anchors, T_wrist = relative_poses(batch)
     true_anchor = encode_pose(batch.T_world_anchor, fov_from_intrinsics(batch.anchor_K, H, W))
@@ -97,96 +112,149 @@ def stage1_loss(
     T_base_wrist = output.T_base_anchor[:, 0] @ torch.linalg.inv(T_wrist)
     true_wrist = encode_pose(T_base_wrist, fov_from_intrinsics(batch.wrist_K, h, w))
 
-    valid = batch.anchor_depth > 0.05
-    log_true = torch.log(batch.anchor_depth.clamp_min(0.05))
-    error = (torch.log(output.depth) - log_true).abs()[valid]
-    confidence = output.confidence[valid]
+    depth_loss, depth_error = _depth_loss(output, batch, weights)
+    camera_loss = _pose_loss(output.cameras[:-1], true_anchor, weights.gamma)
+    pose_loss = _pose_loss(output.wrist, true_wrist, weights.gamma, slice(0, 7))
+    fov_loss = _pose_loss(output.wrist, true_wrist, weights.gamma, slice(7, 9))
+    fits = [encode_pose(T, true_wrist[:, 7:]) for T in output.wrist_fits]
+    fit_loss = _pose_loss(fits, true_wrist, 1.0, slice(0, 7))
+
+    landmarks = batch.T_world_wrist.new_tensor(BASE_LANDMARKS).expand(len(T_wrist), -1, -1)
+    base = _point_losses(output.landmarks, landmarks, batch.depth_K, batch.T_world_anchor)
+    true_points = apply(batch.T_world_wrist, true_wrist.new_tensor(WRIST_KEYPOINTS))
+    points = apply(T_base_wrist, true_wrist.new_tensor(WRIST_KEYPOINTS))
+    heat, place, keypoint_loss = base.heat, base.place, true_wrist.new_zeros(())
+    for found, K in ((output.keypoints, batch.depth_K), (output.close, output.crop_K)):
+        # The cut-outs of estimated cameras are at estimated places; their intrinsics take the true
+        # point to the cut-out only by the true camera's own pixel.
+        if found is output.close:
+            K = output.crop_K @ torch.linalg.inv(output.anchor_K) @ batch.anchor_K
+        part = _point_losses(found.peaks, true_points, K, batch.T_world_anchor)
+        heat = heat + part.heat
+        place = place + part.place
+        z = torch.log(part.depth.clamp_min(0.05))
+        error = (torch.log(found.depth) - z).abs()
+        count = part.inside.sum().clamp_min(1)
+        keypoint_loss = (
+            keypoint_loss
+            + (error * part.inside).sum() / count
+            + (found.points - points).abs().clamp_max(0.5).mean()
+        )
+
+    projection, spc = _projection_loss(output, batch, T_anchors, weights)
+    loss = (
+        weights.depth * depth_loss
+        + weights.camera * camera_loss
+        + weights.wrist_pose * (pose_loss + fit_loss)
+        + weights.wrist_fov * fov_loss
+        + weights.projection * projection
+        + weights.heat * heat
+        + weights.place * place
+        + weights.keypoint * keypoint_loss
+    )
+    return loss, {
+        "depth_log_error": depth_error.item(),
+        "camera": camera_loss.item(),
+        "wrist_pose": pose_loss.item(),
+        "wrist_fit": fit_loss.item(),
+        "spc_reprojection": spc.reprojection.item(),
+        "spc_depth": spc.depth.item(),
+        "heat": heat.item(),
+        "place": place.item(),
+        "keypoint": keypoint_loss.item(),
+    }
+
+
+def _depth_loss(output: Stage1Output, batch: Batch, weights: Stage1Losses) -> tuple[Tensor, Tensor]:
+    """Loss of both depth estimates and of the confidence; mean error of log depth, unweighted."""
+    true = batch.anchor_depth
+    world = apply(
+        batch.T_world_anchor,
+        (pixel_rays(batch.depth_K, tuple(true.shape[-2:]), 1) * true[..., None]).flatten(2, 3),
+    )
+    height = world[..., 2].reshape(true.shape)
+    weight = 1 + (weights.above_table - 1) * (height > TABLE_HEIGHT)
+    total = true.new_zeros(())
+    step = true.shape[-1] // output.first_depth.shape[-1]
+    middle = slice(step // 2, None, step)
+    for depth, target, share in (
+        (output.first_depth, true[..., middle, middle], weight[..., middle, middle]),
+        (output.depth, true, weight),
+    ):
+        valid = (target > 0.05) * share
+        error = (torch.log(depth) - torch.log(target.clamp_min(0.05))).abs()
+        smooth = F.smooth_l1_loss(
+            error, torch.zeros_like(error), beta=SMALL_ERROR, reduction="none"
+        )
+        total = total + (smooth * valid).sum() / valid.sum().clamp_min(1)
+    valid = true > 0.05
     # VGGT multiplies the error itself by the confidence. On table tops the easy plane
     # then outweighs objects and gripper, which stay wrong; here confidence only follows.
-    depth_loss = (
-        F.smooth_l1_loss(error, torch.zeros_like(error), beta=SMALL_ERROR)
-        + (confidence * error.detach() - weights.confidence * torch.log(confidence)).mean()
-    )
+    confidence, error = output.confidence[valid], error[valid]
+    follow = confidence * error.detach() - weights.confidence * torch.log(confidence)
+    return total + follow.mean(), error.detach().mean()
 
-    camera_loss = _pose_loss(output.cameras, true_anchor, weights.gamma)
-    pose_loss = _pose_loss(output.wrist, true_wrist, weights.gamma, slice(0, 7))
-    fov_loss = _pose_loss(output.wrist[1:], true_wrist, weights.gamma, slice(7, 9))
-    heat_loss, keypoint_loss = _keypoint_losses(output.keypoints, batch, T_base_wrist)
 
-    # SPC: the anchors' pixels lifted by the predicted depth, seen by the estimated wrist camera.
+def _projection_loss(
+    output: Stage1Output, batch: Batch, T_anchors: Tensor, weights: Stage1Losses
+) -> tuple[Tensor, SpcLoss]:
+    """SPC: the anchors' pixels lifted by the predicted depth, seen by the estimated wrist camera.
+
+    Over the wrist head's iterations, with decay, and over both fits; the last one's parts.
+    """
     pairs = exact_correspondences(
         batch.wrist_depth,
         batch.wrist_K,
         batch.T_world_wrist,
         batch.anchor_depth,
-        batch.anchor_K,
+        batch.depth_K,
         batch.T_world_anchor,
     )
-    points = lift(pairs.anchor, output.depth.detach(), batch.anchor_K, torch.linalg.inv(T_anchors))
+    points = lift(pairs.anchor, output.depth.detach(), batch.depth_K, torch.linalg.inv(T_anchors))
     B, V, M = pairs.valid.shape
     pixels = pairs.wrist[:, None].expand(B, V, M, 2).reshape(B, V * M, 2)
-    spc_total = torch.zeros(())
-    iterations = len(output.wrist)
-    for i, encoding in enumerate(output.wrist):
-        T_base_camera, _ = decode_pose(encoding)
-        T = torch.linalg.inv(T_base_camera) @ output.T_base_anchor[:, 0]
+    total = torch.zeros(())
+    last = len(output.wrist) - 1
+    poses = [(decode_pose(e)[0], weights.gamma ** (last - i)) for i, e in enumerate(output.wrist)]
+    for T_base_camera, share in (*poses, *((T, 1.0) for T in output.wrist_fits)):
         spc = spc_loss(
             points.reshape(B, V * M, 3),
             pixels,
             pairs.valid.reshape(B, V * M),
-            T,
+            torch.linalg.inv(T_base_camera) @ output.T_base_anchor[:, 0],
             batch.wrist_K,
-            (h, w),
+            tuple(batch.wrist_depth.shape[-2:]),
             lambda_u=weights.lambda_u,
             lambda_depth=weights.lambda_depth,
             max_error=0.5,
         )
-        spc_total = spc_total + weights.gamma ** (iterations - 1 - i) * spc.total
-
-    loss = (
-        weights.depth * depth_loss
-        + weights.camera * camera_loss
-        + weights.wrist_pose * pose_loss
-        + weights.wrist_fov * fov_loss
-        + weights.projection * spc_total
-        + weights.heat * heat_loss
-        + weights.keypoint * keypoint_loss
-    )
-    return loss, {
-        "depth_log_error": error.mean().item(),
-        "camera": camera_loss.item(),
-        "wrist_pose": pose_loss.item(),
-        "spc_reprojection": spc.reprojection.item(),
-        "spc_depth": spc.depth.item(),
-        "heat": heat_loss.item(),
-        "keypoint": keypoint_loss.item(),
-    }
+        total = total + share * spc.total
+    return total, spc
 
 
-def _keypoint_losses(
-    keypoints: Keypoints, batch: Batch, T_base_wrist: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the heat maps where a keypoint is in the picture; L1 of depth and place."""
-    points = apply(T_base_wrist, T_base_wrist.new_tensor(WRIST_KEYPOINTS))  # B, K, 3
-    true_points = apply(batch.T_world_wrist, points.new_tensor(WRIST_KEYPOINTS))
-    local = apply(torch.linalg.inv(batch.T_world_anchor), true_points[:, None])
-    z = local[..., 2].clamp_min(0.05)
-    K = batch.anchor_K
-    focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], -1)[:, :, None]
-    pixels = local[..., :2] / z[..., None] * focal + K[:, :, None, :2, 2]
-    h, w = keypoints.log_heat.shape[-2:]
-    cell = batch.anchors.shape[-1] / w
-    inside = ((pixels > 0) & (pixels < torch.tensor([w, h]) * cell)).all(-1)
-    u, v = (pixels / cell - 0.5).unbind(-1)
-    across = torch.exp(-0.5 * (torch.arange(w) - u[..., None]) ** 2)
-    down = torch.exp(-0.5 * (torch.arange(h) - v[..., None]) ** 2)
-    target = down[..., :, None] * across[..., None, :]
-    target = target / target.sum((-1, -2), keepdim=True).clamp_min(1e-6)
-    entropy = -(target * keypoints.log_heat).sum((-1, -2))
-    depth = (torch.log(keypoints.depth) - torch.log(z)).abs()
-    count = inside.sum().clamp_min(1)
-    place = (keypoints.points - points).abs().mean()
-    return (entropy * inside).sum() / count, (depth * inside).sum() / count + place
+@dataclass(frozen=True)
+class _PointLosses:
+    heat: Tensor
+    place: Tensor
+    inside: Tensor
+    depth: Tensor
+
+
+def _point_losses(
+    peaks: HeatPeaks, points: Tensor, K: Tensor, T_base_camera: Tensor
+) -> _PointLosses:
+    """Losses of located points, means; which are in the picture, and their true depth [m].
+
+    Args:
+        peaks: B x V x K, in pixels of ``K``.
+        points: B x K x 3 true points in the base frame [m].
+    """
+    pixels, depth = project(points, K, T_base_camera)
+    heat, inside = heat_loss(peaks, pixels, depth > 0.05)
+    # Heat maps have a sample each, wherever the point is; places count where it is seen.
+    error = ((peaks.pixels - pixels) / peaks.cell).abs().sum(-1).clamp_max(10.0)
+    place = (error * inside).sum() / inside.sum().clamp_min(1)
+    return _PointLosses(heat.mean(), place, inside, depth)
 
 
 def apply(T: Tensor, points: Tensor) -> Tensor:
@@ -240,11 +308,19 @@ def evaluate_stage1(
     """Errors over all frames of ``data`` with a fixed kind of input.
 
     Returns:
-        Medians and 90th percentiles of the wrist pose error [mm, deg], depth AbsRel, anchor pose
-        error [mm], field-of-view error [deg], and the wrist's error after refinement [mm].
+        Medians and 90th percentiles of the wrist pose error [mm, deg], the same before the
+        cut-outs (``coarse``) and of the wrist head alone (``head``), depth AbsRel (``first``:
+        before views were compared; ``above_table``: of what stands on the table), anchor pose
+        error against the first anchor [mm] and against the base [mm, deg], field-of-view error
+        [deg], and the factors by which the stated standard deviations have to be multiplied.
     """
     model.eval()
-    translation, rotation, refined, absrel, anchor, fov = [], [], [], [], [], []
+    rows: dict[str, list[Tensor]] = {}
+
+    def add(**values: Tensor) -> None:
+        for name, value in values.items():
+            rows.setdefault(name, []).append(value.flatten())
+
     for start in range(0, len(data), size):
         batch = data.batch(np.arange(start, min(start + size, len(data))), np.arange(views))
         flags = torch.tensor(known).expand(len(batch.anchors), 2)
@@ -252,30 +328,72 @@ def evaluate_stage1(
         T_anchors, T_wrist = relative_poses(batch)
         T, fov_hw = decode_pose(output.wrist_encoding)
         t, r = pose_errors(T, T_wrist)
-        translation.append(t)
-        rotation.append(r)
-        last, _ = decode_pose(relative_encoding(output.wrist[-1], output.T_base_anchor[:, 0]))
-        refined.append(pose_errors(last, T_wrist)[0])
+        add(wrist_t=t, wrist_r=r)
+        first = output.T_base_anchor[:, 0]
+        coarse = torch.linalg.inv(output.wrist_fits[0]) @ first
+        add(coarse_t=pose_errors(coarse, T_wrist)[0], coarse_r=pose_errors(coarse, T_wrist)[1])
+        head, _ = decode_pose(relative_encoding(output.wrist[-1], first))
+        add(head_t=pose_errors(head, T_wrist)[0], head_r=pose_errors(head, T_wrist)[1])
+        truth = first @ torch.linalg.inv(T_wrist)
+        fit = output.wrist_fits[1]
+        for name, part, error in (
+            ("sigma_t", slice(0, 3), fit[:, :3, 3] - truth[:, :3, 3]),
+            ("sigma_r", slice(3, 6), log_so3(fit, truth)),
+        ):
+            covariance = output.wrist_covariance[:, part, part]
+            add(**{name: (error * torch.linalg.solve(covariance, error)).sum(-1)})
         h, w = batch.wrist_depth.shape[-2:]
-        fov.append((fov_hw - fov_from_intrinsics(batch.wrist_K, h, w)).abs().mean(-1))
+        add(fov=(fov_hw - fov_from_intrinsics(batch.wrist_K, h, w)).abs().mean(-1))
         if views > 1:
-            anchor.append(pose_errors(decode_pose(output.anchor_encoding)[0], T_anchors)[0][:, 1:])
-        valid = batch.anchor_depth > 0.05
-        relative = (output.depth - batch.anchor_depth).abs() / batch.anchor_depth.clamp_min(0.05)
-        absrel.append((relative * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3)))
-    t, r = torch.cat(translation) * 1e3, torch.rad2deg(torch.cat(rotation))
+            add(anchor=pose_errors(decode_pose(output.anchor_encoding)[0], T_anchors)[0][:, 1:])
+        base = torch.linalg.inv(decode_pose(output.cameras[-1])[0])
+        t, r = pose_errors(base, torch.linalg.inv(batch.T_world_anchor))
+        add(camera_t=t, camera_r=r)
+        true = batch.anchor_depth
+        valid = true > 0.05
+        relative = (output.depth - true).abs() / true.clamp_min(0.05)
+        world = apply(
+            batch.T_world_anchor,
+            (pixel_rays(batch.depth_K, tuple(true.shape[-2:]), 1) * true[..., None]).flatten(2, 3),
+        )
+        above = valid & (world[..., 2].reshape(true.shape) > TABLE_HEIGHT)
+        add(absrel=_mean(relative, valid), above=_mean(relative, above))
+        step = true.shape[-1] // output.first_depth.shape[-1]
+        middle = (..., slice(step // 2, None, step), slice(step // 2, None, step))
+        relative = (output.first_depth - true[middle]).abs() / true[middle].clamp_min(0.05)
+        add(first=_mean(relative, valid[middle]))
+    all_ = {name: torch.cat(values) for name, values in rows.items()}
     figures = {
-        "wrist_mm_median": t.median().item(),
-        "wrist_mm_p90": t.quantile(0.9).item(),
-        "wrist_deg_median": r.median().item(),
-        "wrist_deg_p90": r.quantile(0.9).item(),
-        "refined_mm_median": (torch.cat(refined) * 1e3).median().item(),
-        "depth_absrel": torch.cat(absrel).mean().item(),
-        "fov_deg": torch.rad2deg(torch.cat(fov)).mean().item(),
+        "wrist_mm_median": 1e3 * all_["wrist_t"].median().item(),
+        "wrist_mm_p90": 1e3 * all_["wrist_t"].quantile(0.9).item(),
+        "wrist_deg_median": math.degrees(all_["wrist_r"].median().item()),
+        "wrist_deg_p90": math.degrees(all_["wrist_r"].quantile(0.9).item()),
+        "coarse_mm_median": 1e3 * all_["coarse_t"].median().item(),
+        "coarse_deg_median": math.degrees(all_["coarse_r"].median().item()),
+        "head_mm_median": 1e3 * all_["head_t"].median().item(),
+        "head_deg_median": math.degrees(all_["head_r"].median().item()),
+        "depth_absrel": all_["absrel"].mean().item(),
+        "depth_absrel_above_table": all_["above"].mean().item(),
+        "depth_absrel_first": all_["first"].mean().item(),
+        "camera_mm_median": 1e3 * all_["camera_t"].median().item(),
+        "camera_deg_median": math.degrees(all_["camera_r"].median().item()),
+        "fov_deg": math.degrees(all_["fov"].mean().item()),
+        "sigma_factor_t": (all_["sigma_t"].median().item() / CHI2_3_MEDIAN) ** 0.5,
+        "sigma_factor_r": (all_["sigma_r"].median().item() / CHI2_3_MEDIAN) ** 0.5,
     }
-    if anchor:
-        figures["anchor_mm_median"] = (torch.cat(anchor) * 1e3).median().item()
+    if views > 1:
+        figures["anchor_mm_median"] = 1e3 * all_["anchor"].median().item()
     return figures
+
+
+#: Median of the chi-squared distribution with 3 degrees of freedom.
+CHI2_3_MEDIAN = 2.366
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """Means per sample over the places where ``where``."""
+    parts = tuple(range(1, values.ndim))
+    return (values * where).sum(parts) / where.sum(parts).clamp_min(1)
 
 
 def pose_errors(T_a: Tensor, T_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,7 +421,8 @@ def train_stage1(
 ) -> dict[str, float]:
     """Train, evaluate on val for each kind of knowledge, and write weights to ``out``.
 
-    ``init`` is a folder of weights to start from, instead of random ones.
+    ``init`` is a folder of weights to start from, instead of random ones; parts that they do not
+    have, or have in another shape, start from random ones and are named in the record.
 
     The pose errors on val become the covariance that the learned source reports.
     """
@@ -312,10 +431,8 @@ def train_stage1(
     torch.manual_seed(loop.seed)
     model = Stage1Model()
     if init is not None:
-        model = Stage1Model.from_config(read_config(init)["config"])
-        load_weights(init, model)
+        record["init_from_scratch"] = load_matching(init, model)
         record["init"] = {k: read_config(init)[k] for k in ("sha256", "training")}
-    model.bf16 = True
     data, val = ShardSet(train_folder), ShardSet(val_folder)
 
     def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -335,7 +452,6 @@ def train_stage1(
 
     ema = train(model, compute, work, loop, evaluate=evaluate, evaluate_every=evaluate_every)
     model.load_state_dict(ema.state)
-    model.bf16 = False  # as it runs for users
     scores = {
         f"{name}/{views}": evaluate_stage1(model, val, known, views)
         for name, known in KNOWLEDGE.items()
