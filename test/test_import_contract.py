@@ -30,6 +30,7 @@ ALLOWED = {
         *BASE, "geometry", "runtime", "compat", "resources", "weights", "reconstruction",
     },
     "data": {*BASE, "geometry", "resources"},
+    "calibration": {*BASE, "geometry", "resources", "reconstruction", "data"},
     "training": {
         *BASE, "geometry", "runtime", "compat", "provenance", "resources", "weights",
         "reconstruction", "generation", "data",

@@ -6,8 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wristworld_ros.errors import InvalidInputError
-from wristworld_ros.geometry.cloud import cloud_from_depth, depth_edges
-from wristworld_ros.geometry.splatting import OVERLAP, SURFACE_THICKNESS, splat
+from wristworld_ros.geometry.camera import pixel_rays
+from wristworld_ros.geometry.cloud import (
+    cloud_from_depth,
+    depth_edges,
+    limit_points,
+    move_points,
+    select_points,
+)
+from wristworld_ros.geometry.splatting import (
+    OCCLUDER_MARGIN,
+    OVERLAP,
+    SURFACE_THICKNESS,
+    splat,
+)
+from wristworld_ros.geometry.transforms import from_quaternion
 from wristworld_ros.types import CameraModel, PointCloud
 
 CAMERA = CameraModel.from_fov(np.deg2rad(60), 64, 48)
@@ -128,3 +141,92 @@ def test_depth_edges_mark_both_sides_of_a_jump():
     depth[:, 3:] = 1.5
     edges = depth_edges(depth, 0.04)
     assert edges[:, 2:4].all() and not edges[:, [0, 1, 4, 5]].any()
+
+
+def with_confidence(cloud, confidence):
+    return PointCloud(
+        cloud.points,
+        cloud.colors,
+        np.asarray(confidence, np.float32),
+        cloud.footprint,
+        cloud.view,
+    )
+
+
+def test_an_untrusted_point_hides_what_lies_behind_it_and_is_not_drawn():
+    cloud = make_cloud([[0, 0, 1.0], [0, 0, 0.5]], [[255, 0, 0], [0, 255, 0]], 0.05)
+    condition = splat(with_confidence(cloud, [0.9, 0.1]), np.eye(4), CAMERA, min_confidence=0.5)
+    far_alone = splat(make_cloud([[0, 0, 1.0]], [[255, 0, 0]], 0.05), np.eye(4), CAMERA)
+    assert far_alone.mask[24, 32] and not condition.mask.any()  # the nearer one covers it all
+    assert condition.view[24, 32] == -1 and condition.depth[24, 32] == 0
+    assert (condition.image == 0).all()
+    drawn = splat(with_confidence(cloud, [0.9, 0.1]), np.eye(4), CAMERA, min_confidence=0.05)
+    assert drawn.image[24, 32].tolist() == [0, 255, 0]
+
+
+def test_an_untrusted_point_hides_neither_its_own_surface_nor_what_lies_in_front():
+    for z in (1 - 0.5 * OCCLUDER_MARGIN, 1.5):
+        cloud = make_cloud([[0, 0, 1.0], [0, 0, z]], [[255, 0, 0], [0, 255, 0]], 0.05)
+        condition = splat(with_confidence(cloud, [0.9, 0.1]), np.eye(4), CAMERA, min_confidence=0.5)
+        assert condition.mask[24, 32] and condition.depth[24, 32] == pytest.approx(1.0)
+        assert condition.image[24, 32].tolist() == [255, 0, 0]
+
+
+def test_a_cloud_without_trust_gives_an_empty_map():
+    cloud = with_confidence(make_cloud([[0, 0, 1.0]], [[255, 0, 0]], 0.1), [0.2])
+    assert splat(cloud, np.eye(4), CAMERA, min_confidence=0.5).coverage == 0
+
+
+def plane_cloud(normal, size=128):
+    """A plane 1 m ahead with colours by place, and random confidence."""
+    camera = CameraModel.from_fov(np.deg2rad(80), size, size)
+    normal = np.asarray(normal) / np.linalg.norm(normal)
+    depth = (normal[2] / (pixel_rays(camera) @ normal)).astype(np.float32)
+    image = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    confidence = np.random.default_rng(1).choice([0.2, 0.9], (size, size))
+    return cloud_from_depth([image], [depth], [camera], [np.eye(4)], [confidence])
+
+
+@pytest.mark.parametrize("normal", [(0, 0, 1), (0.1, 0.2, 1), (0.5, -0.3, 1)])
+@pytest.mark.parametrize("limit", [4000, 500])
+def test_a_limited_cloud_keeps_the_surface_closed_and_the_most_trusted_points(normal, limit):
+    cloud = plane_cloud(normal)
+    small = limit_points(cloud, limit)
+    assert 0.8 * limit < len(small) <= limit
+    for distance in (0.0, 0.5):
+        T = np.eye(4)
+        T[2, 3] = distance
+        near = CameraModel.from_fov(0.6, 32, 24)
+        assert splat(small, T, near, max_radius=30).coverage == 1
+    assert small.confidence.mean() > cloud.confidence.mean() + 0.15
+    again = limit_points(cloud, limit)
+    np.testing.assert_array_equal(small.points, again.points)
+    rows = {tuple(p) for p in cloud.points.tolist()}
+    assert all(tuple(p) in rows for p in small.points.tolist())
+
+
+def test_limits_of_a_cloud():
+    cloud = plane_cloud((0, 0, 1), 16)
+    assert limit_points(cloud, len(cloud)) is cloud
+    assert len(limit_points(cloud, 1)) == 1
+    twins = make_cloud([[0, 0, 1.0]] * 50, [[1, 2, 3]] * 50)  # no extent, no footprint
+    assert len(limit_points(twins, 3)) == 1
+    with pytest.raises(InvalidInputError, match="at least 1"):
+        limit_points(cloud, 0)
+
+
+def test_selected_points_keep_all_that_belongs_to_them():
+    cloud = make_cloud([[0, 0, 1.0], [0, 0, 2.0], [0, 0, 3.0]], [[1] * 3, [2] * 3, [3] * 3])
+    some = select_points(with_confidence(cloud, [0.1, 0.2, 0.9]), np.array([True, False, True]))
+    assert some.points[:, 2].tolist() == [1, 3] and some.colors[:, 0].tolist() == [1, 3]
+    np.testing.assert_allclose(some.confidence, [0.1, 0.9])
+    assert some.view.tolist() == [0, 2]
+
+
+def test_a_moved_cloud_looks_the_same_to_a_camera_that_moved_along():
+    T = from_quaternion([0.3, -0.2, 0.5], [0.1, 0.7, 0.1, 0.7])
+    cloud = plane_cloud((0.1, 0.2, 1), 64)
+    there, here = splat(move_points(cloud, T), T, CAMERA), splat(cloud, np.eye(4), CAMERA)
+    assert here.coverage > 0.9
+    assert (there.mask == here.mask).mean() > 0.99
+    np.testing.assert_allclose(there.depth[here.mask], here.depth[here.mask], rtol=0.02)

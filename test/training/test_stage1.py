@@ -1,11 +1,19 @@
 """Stage-1 losses vanish at the truth and see each kind of error; lifting and relative poses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from wristworld_ros.geometry.transforms import from_quaternion
-from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS, Keypoints
+from wristworld_ros.reconstruction.heads import (
+    BASE_LANDMARKS,
+    WRIST_KEYPOINTS,
+    Keypoints,
+    project,
+)
+from wristworld_ros.reconstruction.heatmaps import HeatPeaks
 from wristworld_ros.reconstruction.model import Stage1Output
 from wristworld_ros.reconstruction.pose_encoding import encode_pose, fov_from_intrinsics
 from wristworld_ros.training.shard_data import Batch
@@ -43,22 +51,37 @@ def batch():
     )
 
 
+def peaks(points, K, T):
+    """Found exactly where they are, by heat maps of 16 x 16 cells."""
+    pixels, depth = project(points, K, T)
+    count = points.shape[1]
+    heat = torch.zeros(1, 2, count, 16 * 16 + 1).log_softmax(-1)
+    ones = torch.ones(1, 2, count)
+    return HeatPeaks(heat, pixels, ones, ones, (16, 16), SIZE / 16), depth.clamp_min(0.05)
+
+
 def perfect(batch):
     cameras = encode_pose(batch.T_world_anchor, fov_from_intrinsics(batch.anchor_K, SIZE, SIZE))
     wrist = encode_pose(batch.T_world_wrist, fov_from_intrinsics(batch.wrist_K, SIZE, SIZE))
     points = apply(batch.T_world_wrist, torch.tensor(WRIST_KEYPOINTS))
-    local = apply(torch.linalg.inv(batch.T_world_anchor), points[:, None])
-    count = len(WRIST_KEYPOINTS)
-    heat = torch.zeros(1, 2, count, 16, 16).log_softmax(-1)
-    keypoints = Keypoints(heat, torch.zeros(1, 2, count, 2), local[..., 2].clamp_min(0.05), points)
+    landmarks, _ = peaks(torch.tensor(BASE_LANDMARKS)[None], batch.depth_K, batch.T_world_anchor)
+    found, depth = peaks(points, batch.depth_K, batch.T_world_anchor)
+    keypoints = Keypoints(found, depth, points)
     return Stage1Output(
-        batch.anchor_depth,
-        torch.ones_like(batch.anchor_depth),
-        [cameras],
-        [wrist, wrist],
-        wrist,
-        batch.T_world_anchor,
-        keypoints,
+        depth=batch.anchor_depth,
+        confidence=torch.ones_like(batch.anchor_depth),
+        first_depth=batch.anchor_depth[..., 2::4, 2::4],
+        cameras=[cameras, cameras],
+        landmarks=landmarks,
+        wrist=[wrist, wrist],
+        T_base_anchor=batch.T_world_anchor,
+        anchor_K=batch.anchor_K,
+        keypoints=keypoints,
+        close=keypoints,
+        crop_K=batch.anchor_K,
+        wrist_pose=wrist,
+        wrist_fits=(batch.T_world_wrist, batch.T_world_wrist),
+        wrist_covariance=torch.eye(6)[None],
     )
 
 
@@ -71,14 +94,23 @@ def test_the_truth_costs_nothing(batch):
     assert all(abs(v) < 1e-4 for k, v in figures.items() if k != "heat")
 
 
-@pytest.mark.parametrize("part", ["depth_log_error", "camera", "wrist_pose", "spc_reprojection"])
+@pytest.mark.parametrize(
+    "part", ["depth_log_error", "camera", "wrist_pose", "wrist_fit", "spc_reprojection", "place"]
+)
 def test_each_error_is_seen(batch, part):
     output = perfect(batch)
     changed = dict(output.__dict__)
     if part == "depth_log_error":
         changed["depth"] = output.depth * 1.1
     elif part == "camera":
-        changed["cameras"] = [output.cameras[0] + 0.1]
+        changed["cameras"] = [output.cameras[0] + 0.1, output.cameras[1]]
+    elif part in ("wrist_fit", "spc_reprojection"):
+        moved = output.wrist_fits[1].clone()
+        moved[:, 0, 3] += 0.02
+        changed["wrist_fits"] = (output.wrist_fits[0], moved)
+    elif part == "place":
+        off = replace(output.landmarks, pixels=output.landmarks.pixels + 1.0)
+        changed["landmarks"] = off
     else:
         changed["wrist"] = [output.wrist[0], output.wrist[1] + torch.tensor([0.02, *[0] * 8])]
     loss, figures = stage1_loss(Stage1Output(**changed), batch, WEIGHTS)
@@ -106,7 +138,9 @@ def test_a_wrist_that_fits_the_estimated_anchors_is_right(batch):
         "T_base_anchor": T_anchor,
         "wrist": [wrist, wrist],
         "wrist_pose": wrist,
-        "keypoints": Keypoints(**{**output.keypoints.__dict__, "points": points}),
+        "wrist_fits": (moved @ batch.T_world_wrist, moved @ batch.T_world_wrist),
+        "keypoints": replace(output.keypoints, points=points),
+        "close": replace(output.close, points=points),
     }
     loss, figures = stage1_loss(Stage1Output(**changed), batch, WEIGHTS)
     assert loss.abs() < 1e-4 and figures["wrist_pose"] < 1e-5

@@ -5,33 +5,61 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from wristworld_ros.errors import InvalidInputError
 
-HELP = "score stage 1 or both stages over a simulated split"
+HELP = "score stage 1 or both stages over a simulated split, or stage 1 over a recording"
 GEOMETRY = ("true", "kinematic", "calibrated", "estimated")
+SOURCES = ("auto", "kinematic", "learned", "fused")
+#: Episodes that are scored when no seeds are named.
+EPISODES = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this verb."""
     parser.add_argument("stage", choices=("stage1", "stage2"), help="stage2 includes stage 1")
-    parser.add_argument("--split", required=True, help="val, test-iid, test-objects, ...")
-    parser.add_argument("--seeds", required=True, metavar="A:B", help="episodes A to B-1")
+    parser.add_argument("--split", help="val, test-iid, test-objects, ...")
+    parser.add_argument(
+        "--seeds", metavar="A:B", help=f"episodes A to B-1; default: the split's first {EPISODES}"
+    )
     parser.add_argument(
         "--geometry",
         nargs="+",
         choices=GEOMETRY,
-        default=list(GEOMETRY),
         help="what stage 1 is told: true depth and pose; camera calibration and kinematics; "
-        "camera calibration; pictures only. Default: each in turn",
+        "camera calibration; pictures only. Default: each in turn (stage1: without 'true')",
     )
     parser.add_argument("--anchors", type=int, metavar="N", help="third-person views, default all")
     parser.add_argument("--frames", type=int, default=6, help="frames per episode, default 6")
-    parser.add_argument("--steps", type=int, default=1, help="denoising steps, default 1")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise, default 0")
     parser.add_argument("--model", metavar="DIR", help="weights; default: shipped ones")
-    parser.add_argument("--no-lpips", action="store_true", help="leave out LPIPS")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    one = parser.add_argument_group("stage1")
+    one.add_argument(
+        "--source",
+        choices=SOURCES,
+        help="in place of --geometry: where the wrist pose comes from; 'fused' starts from a mount "
+        "that is 20 mm / 4 deg off",
+    )
+    one.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="with --source: intrinsics and extrinsics of the anchors are known",
+    )
+    one.add_argument(
+        "--sequences",
+        type=int,
+        default=3,
+        metavar="N",
+        help="steadiness is measured on every frame of this many episodes, default 3",
+    )
+    one.add_argument(
+        "--bag", type=Path, help="in place of --split: a recording, scored by what it knows"
+    )
+    two = parser.add_argument_group("stage2")
+    two.add_argument("--steps", type=int, default=1, help="denoising steps, default 1")
+    two.add_argument("--seed", type=int, default=0, help="of the noise, default 0")
+    two.add_argument("--no-lpips", action="store_true", help="leave out LPIPS")
 
 
 def parse_seeds(text: str) -> range:
@@ -46,48 +74,174 @@ def parse_seeds(text: str) -> range:
     return range(int(first), int(last))
 
 
+def split_seeds(split: str, text: str | None) -> range:
+    """Episodes of a split: those of ``A:B``, else its first ``EPISODES``.
+
+    Raises:
+        InvalidInputError: no such split, or seeds that are not its own.
+    """
+    from wristworld_ros.data.simulation.splits import get_split
+
+    known = get_split(split)
+    if text is None:
+        return range(known.first_seed, known.first_seed + EPISODES)
+    seeds = parse_seeds(text)
+    for seed in (seeds[0], seeds[-1]):
+        known.check_seed(seed)
+    return seeds
+
+
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print a table, write the JSON; returns 0."""
-    seeds = parse_seeds(args.seeds)
+    """Evaluate, print a table, write the JSON; returns 0.
+
+    Raises:
+        InvalidInputError: options that do not go together.
+    """
+    if (args.bag is None) == (args.split is None):
+        raise InvalidInputError("name either a simulated split (--split) or a recording (--bag).")
+    if args.stage == "stage2" and (args.bag or args.source or args.calibrated):
+        raise InvalidInputError(
+            "--bag, --source and --calibrated are for stage1; stage2 takes --split and --geometry "
+            "(`wristworld run` scores a recording)."
+        )
+    if args.geometry and (args.source or args.calibrated or args.bag):
+        raise InvalidInputError("give --geometry, or --source and --calibrated, not both.")
+    document = _stage1(args) if args.stage == "stage1" else _stage2(args)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(document, indent=1) + "\n")
+    return 0
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    from wristworld_ros.resources import model_dir
+
+    return Path(args.model) if args.model else model_dir("mini")
+
+
+def _stage1(args: argparse.Namespace) -> dict[str, Any]:
+    from wristworld_ros.evaluation.stage1 import evaluate_stage1, evaluate_stage1_bag, kind_of
+
+    folder = _folder(args)
+    record = {"anchors": args.anchors}
+    if args.bag:
+        source = args.source or "auto"
+        scored = evaluate_stage1_bag(
+            args.bag,
+            source=source,
+            calibrated=args.calibrated,
+            anchors=args.anchors,
+            model=str(folder),
+        )
+        record |= {"bag": args.bag.name, **scored}
+    else:
+        seeds = split_seeds(args.split, args.seeds)
+        kinds = args.geometry or GEOMETRY[1:]
+        if args.source or args.calibrated:
+            kinds = [kind_of(args.source or "auto", args.calibrated)]
+        results = evaluate_stage1(
+            args.split,
+            seeds,
+            kinds=kinds,
+            anchors=args.anchors,
+            frames=args.frames,
+            sequences=args.sequences,
+            model=str(folder),
+        )
+        record |= {
+            "split": args.split,
+            "seeds": [seeds.start, seeds.stop],
+            "frames_per_episode": args.frames,
+            "sequences": args.sequences,
+            "results": results,
+        }
+    print(stage1_table(record["results"]))
+    for name, why in record.get("unscored", {}).items():
+        print(f"not scored: {name}: {why}")
+    return {**record, "provenance": _provenance(folder, ["stage1"])}
+
+
+def _stage2(args: argparse.Namespace) -> dict[str, Any]:
     from wristworld_ros.evaluation.baselines import load_mean_image
     from wristworld_ros.evaluation.splits import evaluate_split
-    from wristworld_ros.provenance import provenance
-    from wristworld_ros.resources import model_dir
-    from wristworld_ros.weights import read_config
 
-    folder = Path(args.model) if args.model else model_dir("mini")
+    seeds = split_seeds(args.split, args.seeds)
+    folder = _folder(args)
     mean = folder / "mean_wrist.png"
     results = evaluate_split(
         args.split,
         seeds,
-        geometries=args.geometry,
+        geometries=args.geometry or GEOMETRY,
         anchors=args.anchors,
         frames=args.frames,
         steps=args.steps,
         seed=args.seed,
         model=str(folder),
-        generate=args.stage == "stage2",
         mean_image=load_mean_image(mean, 128, 128) if mean.exists() else None,
         lpips=not args.no_lpips,
     )
     print(table(results))
-    if args.json:
-        hashes = {
-            part: read_config(folder / part)["sha256"]
-            for part in ("stage1", "autoencoder", "stage2")
-            if (folder / part).exists()
-        }
-        document = {
-            "split": args.split,
-            "seeds": [seeds.start, seeds.stop],
-            "frames_per_episode": args.frames,
-            "anchors": args.anchors,
-            "results": results,
-            "provenance": provenance(seed=args.seed, steps=args.steps, weights=hashes),
-        }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 0
+    return {
+        "split": args.split,
+        "seeds": [seeds.start, seeds.stop],
+        "frames_per_episode": args.frames,
+        "anchors": args.anchors,
+        "results": results,
+        "provenance": _provenance(
+            folder, ["stage1", "autoencoder", "stage2"], seed=args.seed, steps=args.steps
+        ),
+    }
+
+
+def _provenance(folder: Path, parts: list[str], **more: Any) -> dict[str, Any]:
+    from wristworld_ros.provenance import provenance
+    from wristworld_ros.weights import read_config
+
+    hashes = {p: read_config(folder / p)["sha256"] for p in parts if (folder / p).exists()}
+    return provenance(weights=hashes, **more)
+
+
+def stage1_table(results: dict[str, Any]) -> str:
+    """A paragraph per kind of geometry; scores that are missing are left out."""
+    lines = []
+    for kind, r in results.items():
+        lines.append(f"{kind}: {r['frames']} frames")
+        if "pose_mm" in r:
+            mm, deg = r["pose_mm"], r["pose_deg"]
+            lines.append(
+                "  pose error median / p90 / max     "
+                + " / ".join(f"{mm[k]:.1f} mm {deg[k]:.1f} deg" for k in ("median", "p90", "max"))
+            )
+            for name, shares in r["pose_bounds"].items():
+                found = ", ".join(f"{share:.0%} in {level}" for level, share in shares.items())
+                lines.append(f"  {name + ' in stated bounds':<34}{found}")
+        if "depth" in r:
+            parts = ", ".join(f"{n} {100 * v['abs_rel']:.2f} %" for n, v in r["depth"].items())
+            lines.append(f"  predicted depth, AbsRel           {parts}")
+            c = r["confidence"]
+            rank = "none" if c["rank_correlation"] is None else f"{c['rank_correlation']:.2f}"
+            lines.append(
+                f"  depth error expected / actual     {100 * c['expected']:.2f} % / "
+                f"{100 * c['actual']:.2f} %, rank correlation {rank}"
+            )
+        lines.append(f"  coverage                          {r['coverage']['mean']:.0%}")
+        if "wrong_share" in r:
+            parts = ", ".join(f"{n} {v:.0%}" for n, v in r["wrong_share"].items())
+            lines.append(f"  drawn depth wrong by over 5 %     {parts}")
+        for name, score in r.get("scores", {}).items():
+            parts = ", ".join(
+                f"{k.removeprefix('psnr_')} {score[k]:.2f}"
+                for k in ("psnr", "psnr_near", "psnr_far")
+                if k in score
+            )
+            lines.append(f"  {name:<34}{parts} dB")
+        if "stability" in r:
+            parts = ", ".join(
+                f"{n} {v['mean'] if isinstance(v, dict) else v:.2f}"
+                for n, v in r["stability"].items()
+            )
+            lines.append(f"  between frames                    {parts}")
+    return "\n".join(lines)
 
 
 def table(results: dict) -> str:

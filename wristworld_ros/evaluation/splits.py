@@ -1,4 +1,4 @@
-"""Scores over simulated splits: stage 1 alone, or both stages, by kind of known geometry."""
+"""Scores of both stages over simulated splits, by kind of known geometry."""
 
 from __future__ import annotations
 
@@ -43,7 +43,6 @@ def evaluate_split(
     steps: int = 1,
     seed: int = 0,
     model: str | None = None,
-    generate: bool = True,
     mean_image: Image | None = None,
     lpips: bool = True,
 ) -> dict[str, Any]:
@@ -55,7 +54,6 @@ def evaluate_split(
         anchors: number of views; all when None.
         steps, seed: of the generator.
         model: folder of the weights; the shipped ones when None.
-        generate: also stage 2; else the condition map alone.
         mean_image: mean wrist picture of training, for that baseline.
 
     Returns:
@@ -63,7 +61,7 @@ def evaluate_split(
         ``coverage``, ``imagined_fraction``.
     """
     reconstructor = Reconstructor.from_pretrained(model)
-    generator = Generator.from_pretrained(model, steps=steps, seed=seed) if generate else None
+    generator = Generator.from_pretrained(model, steps=steps, seed=seed)
     means = {g: Means() for g in geometries}
     values: dict[str, dict[str, list[float]]] = {
         g: {k: [] for k in ("pose_mm", "pose_deg", "coverage", "imagined_fraction")}
@@ -85,8 +83,7 @@ def evaluate_split(
                 values[g]["coverage"].append(result.condition.coverage)
                 scores, imagined = _score(episode, t, frame, result, generator, mean_image, lpips)
                 means[g].add(scores)
-                if imagined is not None:
-                    values[g]["imagined_fraction"].append(imagined)
+                values[g]["imagined_fraction"].append(imagined)
     return {
         g: {"scores": means[g].summary(), **{k: spread(v) for k, v in values[g].items() if v}}
         for g in geometries
@@ -98,10 +95,10 @@ def _score(
     t: int,
     frame: AnchorFrame,
     result: Reconstruction,
-    generator: Generator | None,
+    generator: Generator,
     mean_image: Image | None,
     lpips: bool,
-) -> tuple[dict[str, dict[str, float]], float | None]:
+) -> tuple[dict[str, dict[str, float]], float]:
     """Pictures of one frame against the truth, and the imagined fraction."""
     truth = episode.wrist_rgb[t]
     h, w = truth.shape[:2]
@@ -118,10 +115,7 @@ def _score(
     }
     if mean_image is not None:
         pictures["mean_image"] = fit_truth(mean_image, w, h)
-    imagined = confidence = None
-    if generator is not None:
-        made = generator(condition, frame)
-        pictures = {"generated": made.image, **pictures}
-        imagined, confidence = made.imagined_fraction, made.confidence
-    parts = regions(condition.mask, episode.wrist_depth[t], confidence)
-    return score_frame(pictures, truth, parts, with_lpips=lpips), imagined
+    made = generator(condition, frame)
+    pictures = {"generated": made.image, **pictures}
+    parts = regions(condition.mask, episode.wrist_depth[t], made.confidence)
+    return score_frame(pictures, truth, parts, with_lpips=lpips), made.imagined_fraction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,11 @@ from wristworld_ros.geometry.transforms import apply
 from wristworld_ros.types import CameraModel, Image, PointCloud
 
 FloatArray = NDArray[np.float64]
+
+#: Footprint of a point that stands for a cube of ``limit_points``, in edges of the cube.
+CUBE_REACH = 1.5
+#: Grids that ``limit_points`` tries.
+GRID_TRIES = 20
 
 
 def cloud_from_depth(
@@ -81,3 +87,60 @@ def depth_edges(depth: NDArray, relative: float = 0.04) -> NDArray[np.bool_]:
         e[1:] |= jump
         e[:-1] |= jump
     return edges
+
+
+def limit_points(cloud: PointCloud, max_points: int) -> PointCloud:
+    """At most ``max_points`` points: per cube of a grid the most trusted, nearest its middle.
+
+    Cubes are as small as the limit allows. Footprints grow to ``CUBE_REACH`` of a cube's edge, so
+    that a surface without holes keeps none when it is splatted. Points keep their order, and the
+    same cloud gives the same points.
+
+    Args:
+        cloud: in any frame.
+        max_points: at least 1; a cloud within it comes back as it is.
+
+    Raises:
+        InvalidInputError: ``max_points`` is below 1.
+    """
+    if max_points < 1:
+        raise InvalidInputError(f"a cloud of at most {max_points} points; allow at least 1.")
+    if len(cloud) <= max_points:
+        return cloud
+    points = cloud.points.astype(np.float64)
+    lower = points.min(0)
+    extent = float(np.ptp(points, axis=0).max())
+    # A first guess from the area that the points cover by their own footprints.
+    area = float(np.square(cloud.footprint, dtype=np.float64).sum())
+    edge = max(np.sqrt(area / max_points), 1e-6 * extent, 1e-9)
+    for _ in range(GRID_TRIES):
+        cube = np.floor((points - lower) / edge).astype(np.int64)
+        side = int(extent / edge) + 2
+        keys = (cube[:, 0] * side + cube[:, 1]) * side + cube[:, 2]
+        occupied = len(np.unique(keys))
+        if occupied <= max_points:
+            break
+        edge *= max(float(np.sqrt(occupied / max_points)), 1.02)
+    else:
+        edge = extent + 1.0
+        cube, keys = np.zeros_like(points, np.int64), np.zeros(len(points), np.int64)
+    off = np.square((points - lower) / edge - cube - 0.5).sum(1)
+    # Confidence in steps, so that among equals the grid's regularity decides.
+    order = np.lexsort((off, -np.round(cloud.confidence * 10), keys))
+    sorted_keys = keys[order]
+    kept = np.sort(order[np.r_[True, sorted_keys[1:] != sorted_keys[:-1]]])
+    return replace(
+        select_points(cloud, kept),
+        footprint=np.maximum(cloud.footprint[kept], np.float32(CUBE_REACH * edge)),
+    )
+
+
+def select_points(cloud: PointCloud, kept: NDArray) -> PointCloud:
+    """The points of a mask (N bool) or of indices, in that order."""
+    columns = (cloud.points, cloud.colors, cloud.confidence, cloud.footprint, cloud.view)
+    return PointCloud(*(column[kept] for column in columns))
+
+
+def move_points(cloud: PointCloud, T: FloatArray) -> PointCloud:
+    """The cloud in another frame; ``T`` (4 x 4) maps its points there."""
+    return replace(cloud, points=apply(T, cloud.points))

@@ -2,7 +2,8 @@
 
 Each point covers the pixels that its source pixel covers in the new view, so that a dense source
 leaves no pinholes between points and real holes stay holes (mask False), unlike the release's
-fixed 2-px discs on black (method.md, 2 and 5.3).
+fixed 2-px discs on black (method.md, 2 and 5.3). Points that are not trusted are not drawn, but
+what lies behind them is not drawn either: it would count as measured where it cannot be seen.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from wristworld_ros.types import CameraModel, ConditionMap, FloatArray, PointClo
 SURFACE_THICKNESS = 0.02
 #: A little more than the footprint, so that slanted surfaces close.
 OVERLAP = 1.15
+#: An untrusted point hides what lies behind it by more than this, relative to the depth. Less than
+#: that is the same surface with another error.
+OCCLUDER_MARGIN = 0.05
 _FAR = torch.iinfo(torch.int64).max
 
 
@@ -24,6 +28,7 @@ def splat(
     T_world_camera: FloatArray,
     camera: CameraModel,
     *,
+    min_confidence: float = 0.0,
     near: float = 0.02,
     max_radius: float = 6.0,
     device: str | torch.device = "cpu",
@@ -34,6 +39,8 @@ def splat(
         cloud: points in the world frame.
         T_world_camera: 4 x 4 pose of the camera's optical frame.
         camera: the wrist camera; its distortion is ignored, since the virtual view is a pinhole.
+        min_confidence: points below it only hide: a pixel where one lies in front of the nearest
+            trusted point by more than ``OCCLUDER_MARGIN`` becomes a hole.
         near: points closer than this [m] are dropped.
         max_radius: largest half edge of a splat [px].
 
@@ -45,7 +52,12 @@ def splat(
     K = torch.as_tensor(camera.K.copy(), dtype=torch.float32, device=device)
     points = torch.as_tensor(cloud.points, device=device) @ T[:3, :3].T + T[:3, 3]
     footprint = torch.as_tensor(cloud.footprint, device=device)
-    index, depth = _nearest_points(points, footprint, K, H, W, near, max_radius)
+    trusted = torch.as_tensor(cloud.confidence >= min_confidence, device=device)
+    index, depth = _nearest_points(points, footprint, trusted, K, H, W, near, max_radius)
+    if not trusted.all():
+        _, occluder = _nearest_points(points, footprint, ~trusted, K, H, W, near, max_radius)
+        hidden = (occluder > 0) & (occluder < depth * (1 - OCCLUDER_MARGIN))
+        index[hidden], depth[hidden] = -1, 0.0
 
     mask = index >= 0
     safe = index.clamp_min(0)
@@ -69,19 +81,21 @@ def splat(
 def _nearest_points(
     points: torch.Tensor,
     footprint: torch.Tensor,
+    chosen: torch.Tensor,
     K: torch.Tensor,
     height: int,
     width: int,
     near: float,
     max_radius: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of the visible point per pixel (H*W, -1 in holes) and its depth (H*W, 0 in holes).
+    """Index of the visible one of the chosen points per pixel (H*W, -1 in holes) and its depth
+    (H*W, 0 in holes).
 
     One integer per fragment holds (surface, distance to the pixel centre, point), so that a single
     scatter-min resolves visibility and then sharpness.
     """
     z = points[:, 2]
-    front = torch.nonzero(z > near)[:, 0]
+    front = torch.nonzero((z > near) & chosen)[:, 0]
     z = z[front]
     u = K[0, 0] * points[front, 0] / z + K[0, 2]
     v = K[1, 1] * points[front, 1] / z + K[1, 2]

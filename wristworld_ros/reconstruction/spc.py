@@ -33,11 +33,13 @@ def spc_loss(
     normalisation: Literal["per_set", "joint"] = "per_set",
     min_depth: float = 0.02,
     max_error: float | None = None,
+    weight: Tensor | None = None,
 ) -> SpcLoss:
     """L_proj = lambda_u L_u + lambda_depth L_depth over corresponding points.
 
-    With x = R X + t: L_u is the squared pixel error of pairs with z > 0, scaled by
-    30 / (H^2 + W^2) as in the release; L_depth is -z of pairs with z <= 0 [m].
+    With x = R X + t: L_u is the mean squared pixel error of pairs with z > 0, scaled by
+    30 / (H^2 + W^2) as in the release; L_depth is the mean -z of pairs with z <= 0 [m]. Both are 0,
+    with zero gradient, where there is no such pair.
 
     Args:
         points: B x M x 3 anchor points X lifted to the world [m].
@@ -51,6 +53,7 @@ def spc_loss(
         min_depth: z [m] below which the projection's divisor is held, so that a point at the lens
             does not give an infinite gradient.
         max_error: cap on the error per pair, as a multiple of the image diagonal; none when None.
+        weight: B x M, what each pair counts in the means, at least 0; 1 each when None.
 
     Raises:
         InvalidInputError: shapes disagree or the normalisation is unknown.
@@ -60,13 +63,21 @@ def spc_loss(
             f"SPC pairs: points {tuple(points.shape)}, pixels {tuple(pixels.shape)}, valid "
             f"{tuple(valid.shape)} must agree in their first two sizes."
         )
+    if weight is not None and weight.shape != valid.shape:
+        raise InvalidInputError(
+            f"SPC weights of shape {tuple(weight.shape)} for pairs of {tuple(valid.shape)}; "
+            "give one weight per pair."
+        )
     if normalisation not in ("per_set", "joint"):
         raise InvalidInputError(f"normalisation '{normalisation}' is not 'per_set' or 'joint'.")
     H, W = image_size
+    # What is not a pair may hold anything; its gradient would be 0 * inf.
+    points = torch.where(valid[..., None], points, 0.0)
+    pixels = torch.where(valid[..., None], pixels, 0.0)
     x = points @ T_wrist_world[:, :3, :3].transpose(1, 2) + T_wrist_world[:, None, :3, 3]
     z = x[..., 2]
-    front = valid & (z > 0)
-    behind = valid & (z <= 0)
+    share = valid.to(z.dtype) if weight is None else torch.where(valid, weight, 0.0).to(z.dtype)
+    front, behind = share * (z > 0), share * (z <= 0)
     focal = torch.stack([K[:, 0, 0], K[:, 1, 1]], -1)[:, None]
     uv = x[..., :2] / z.clamp_min(min_depth)[..., None] * focal + K[:, None, :2, 2]
     squared = (uv - pixels).square().sum(-1)
@@ -74,10 +85,10 @@ def spc_loss(
         cap = max_error**2 * (H * H + W * W)
         squared = torch.where(squared < cap, squared, 2 * (squared * cap + 1e-12).sqrt() - cap)
     scaled = 30.0 / (H * H + W * W) * squared
-    n_front, n_behind = front.sum(), behind.sum()
+    total_front, total_behind = front.sum(), behind.sum()
     if normalisation == "joint":
-        n_front = n_behind = n_front + n_behind
-    zero = torch.zeros((), dtype=z.dtype, device=z.device)
-    reprojection = torch.where(front, scaled, zero).sum() / n_front.clamp_min(1)
-    depth = torch.where(behind, -z, zero).sum() / n_behind.clamp_min(1)
+        total_front = total_behind = total_front + total_behind
+    tiny = torch.finfo(z.dtype).tiny
+    reprojection = (front * scaled).sum() / total_front.clamp_min(tiny)
+    depth = (behind * -z).sum() / total_behind.clamp_min(tiny)
     return SpcLoss(lambda_u * reprojection + lambda_depth * depth, reprojection, depth)

@@ -168,12 +168,7 @@ def stage1_loss(
 def _depth_loss(output: Stage1Output, batch: Batch, weights: Stage1Losses) -> tuple[Tensor, Tensor]:
     """Loss of both depth estimates and of the confidence; mean error of log depth, unweighted."""
     true = batch.anchor_depth
-    world = apply(
-        batch.T_world_anchor,
-        (pixel_rays(batch.depth_K, tuple(true.shape[-2:]), 1) * true[..., None]).flatten(2, 3),
-    )
-    height = world[..., 2].reshape(true.shape)
-    weight = 1 + (weights.above_table - 1) * (height > TABLE_HEIGHT)
+    weight = 1 + (weights.above_table - 1) * _above_table(batch)
     total = true.new_zeros(())
     step = true.shape[-1] // output.first_depth.shape[-1]
     middle = slice(step // 2, None, step)
@@ -193,6 +188,14 @@ def _depth_loss(output: Stage1Output, batch: Batch, weights: Stage1Losses) -> tu
     confidence, error = output.confidence[valid], error[valid]
     follow = confidence * error.detach() - weights.confidence * torch.log(confidence)
     return total + follow.mean(), error.detach().mean()
+
+
+def _above_table(batch: Batch) -> Tensor:
+    """B x V x H/2 x W/2 bool: the pixel shows something that stands above the base plane."""
+    true = batch.anchor_depth
+    rays = pixel_rays(batch.depth_K, (true.shape[-2], true.shape[-1]), 1)
+    world = apply(batch.T_world_anchor, (rays * true[..., None]).flatten(2, 3))
+    return world[..., 2].reshape(true.shape) > TABLE_HEIGHT
 
 
 def _projection_loss(
@@ -223,7 +226,7 @@ def _projection_loss(
             pairs.valid.reshape(B, V * M),
             torch.linalg.inv(T_base_camera) @ output.T_base_anchor[:, 0],
             batch.wrist_K,
-            tuple(batch.wrist_depth.shape[-2:]),
+            (batch.wrist_depth.shape[-2], batch.wrist_depth.shape[-1]),
             lambda_u=weights.lambda_u,
             lambda_depth=weights.lambda_depth,
             max_error=0.5,
@@ -352,11 +355,7 @@ def evaluate_stage1(
         true = batch.anchor_depth
         valid = true > 0.05
         relative = (output.depth - true).abs() / true.clamp_min(0.05)
-        world = apply(
-            batch.T_world_anchor,
-            (pixel_rays(batch.depth_K, tuple(true.shape[-2:]), 1) * true[..., None]).flatten(2, 3),
-        )
-        above = valid & (world[..., 2].reshape(true.shape) > TABLE_HEIGHT)
+        above = valid & _above_table(batch)
         add(absrel=_mean(relative, valid), above=_mean(relative, above))
         step = true.shape[-1] // output.first_depth.shape[-1]
         middle = (..., slice(step // 2, None, step), slice(step // 2, None, step))
