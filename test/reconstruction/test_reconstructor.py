@@ -99,6 +99,32 @@ def test_kinematic_without_inputs_is_refused_with_what_is_missing(model):
         Reconstructor(model, pose_source="fancy")
 
 
+def test_fused_keeps_the_given_mount_until_the_hand_has_moved(model):
+    """One frame tells nothing of a mount: the pose stays, its covariance is that of the mount."""
+    fused = Reconstructor(model, pose_source="fused")
+    result = fused(frame())
+    assert result.estimate.source == "fused"
+    assert pose_error(result.estimate.T_world_wrist, POSE) == (0, 0)
+    sigma = fused.config.mount_sigma[0]
+    np.testing.assert_allclose(np.sqrt(np.diag(result.estimate.covariance)[:3]), sigma, rtol=1e-6)
+    assert fused.mount_estimator.estimate().reason
+    with pytest.raises(CalibrationError, match="'fused'.*no wrist pose"):
+        fused(frame(T_world_wrist=None))
+
+
+def test_untrusted_points_hide_what_is_behind_them_when_asked(model):
+    """Predicted depth of an untrained model in one view, a measured plane in the other."""
+    views = frame().views
+    untrusted = dataclasses.replace(views[1], depth=None)
+    changed = frame(views=(views[0], untrusted))
+    drawn = Reconstructor(model, config=ReconstructorConfig(min_confidence=0.9))(changed)
+    hidden = Reconstructor(model, config=ReconstructorConfig(min_confidence=0.9, occlude=True))(
+        changed
+    )
+    assert len(hidden.cloud) == len(drawn.cloud)
+    assert hidden.condition.coverage < drawn.condition.coverage
+
+
 def test_missing_wrist_camera_is_estimated(model):
     result = Reconstructor(model)(frame(wrist_camera=None))
     assert (result.estimate.camera.width, result.estimate.camera.height) == (128, 128)
@@ -114,7 +140,7 @@ def test_holes_in_measured_depth_are_filled_by_prediction(model):
     none = Reconstructor(model, config=ReconstructorConfig(min_confidence=2.0))(
         frame(views=partial)
     ).estimate.point_count
-    assert none == 0 and full // 2 < mixed <= full
+    assert none == 0 and full // 2 <= mixed <= full
 
 
 def test_same_input_same_output(model):

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bag", type=Path, help="play this bag instead of a simulated episode")
     parser.add_argument("--mode", default="stream", choices=("stream", "chunk"))
     parser.add_argument(
-        "--pose-source", default="auto", choices=("auto", "kinematic", "learned"),
+        "--pose-source", default="auto", choices=("auto", "kinematic", "learned", "fused"),
         help="where the wrist pose comes from",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, default=1, help="denoising steps, default 1")

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pose-source",
         default="auto",
-        choices=("auto", "kinematic", "learned"),
+        choices=("auto", "kinematic", "learned", "fused"),
         help="where the wrist pose comes from; auto: the best that the bag allows",
     )
     parser.add_argument("--steps", type=int, default=1, help="denoising steps, default 1")

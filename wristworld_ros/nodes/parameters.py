@@ -140,8 +140,19 @@ class ReconstructionParameters(NodeParameters):
 
     pose_source: str = parameter(
         "auto",
-        "Where the pose of the wrist camera comes from; auto takes the best that the inputs allow.",
-        choices=("auto", "kinematic", "learned"),
+        "Where the pose of the wrist camera comes from; auto takes the best that the inputs allow; "
+        "fused estimates a roughly known mount from the pictures.",
+        choices=("auto", "kinematic", "learned", "fused"),
+    )
+    calibration_file: str = parameter(
+        "",
+        "YAML file that pose source fused starts from where it exists, and writes at cleanup.",
+    )
+    max_points: int = parameter(
+        100_000,
+        "Most points on wrist/points; a larger cloud is thinned evenly, most trusted points first.",
+        limits=(1, 10_000_000),
+        applies="any",
     )
     use_depth: bool = parameter(False, "Also read <camera>/depth/image_raw (16UC1 mm or 32FC1 m).")
     world_frame: str = parameter(
@@ -150,7 +161,7 @@ class ReconstructionParameters(NodeParameters):
     )  # fmt: skip
     wrist_frame: str = parameter(
         "wrist_camera_optical_frame",
-        "TF frame of the wrist camera's mount, used by the kinematic pose source.",
+        "TF frame of the wrist camera's mount, used by pose sources kinematic and fused.",
         pattern=FRAME_NAME,
     )
     virtual_frame: str = parameter(

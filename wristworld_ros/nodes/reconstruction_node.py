@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -30,6 +31,7 @@ from wristworld_ros.data.messages import (
     transform_fields,
 )
 from wristworld_ros.errors import TransformLookupError
+from wristworld_ros.geometry.cloud import limit_points
 from wristworld_ros.msg import WristEstimate as WristEstimateMessage
 from wristworld_ros.nodes import qos
 from wristworld_ros.nodes.base import Refusal, WristNode
@@ -41,6 +43,9 @@ from wristworld_ros.nodes.parameters import ReconstructionParameters
 from wristworld_ros.nodes.process import run_node
 from wristworld_ros.nodes.transforms import TransformListener
 from wristworld_ros.nodes.wrist_camera import at_model_size, from_parameters
+from wristworld_ros.reconstruction.calibration_file import load_calibration, save_calibration
+from wristworld_ros.reconstruction.fusion import MountEstimator
+from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS
 from wristworld_ros.types import (
     AnchorFrame,
     AnchorView,
@@ -50,6 +55,8 @@ from wristworld_ros.types import (
 )
 
 M = WristEstimateMessage
+#: Pose sources that cannot do without kinematics and calibrated cameras.
+STRICT = ("kinematic", "fused")
 
 
 class ReconstructionNode(WristNode[CameraSet]):
@@ -72,6 +79,7 @@ class ReconstructionNode(WristNode[CameraSet]):
             pose_source=p.pose_source,
             wrist_camera=self._given_wrist_camera,
             device=p.device,
+            mount_estimator=self._saved_mount(),
         )
         images = qos.image(p.output_reliability)
         self.advertise("wrist/estimate", M, qos.state())
@@ -87,18 +95,42 @@ class ReconstructionNode(WristNode[CameraSet]):
         return self._cameras.waiting
 
     def unload(self) -> None:
-        """Release the weights."""
+        """Keep the estimated mount, release the weights."""
+        estimator = self._reconstructor.mount_estimator if self._reconstructor else None
+        if estimator is not None and self.parameters.calibration_file:
+            p = self.parameters
+            save_calibration(
+                p.calibration_file,
+                estimator.calibration(
+                    base_frame=p.world_frame, hand_frame=p.wrist_frame, made="reconstruction_node"
+                ),
+            )
         self._reconstructor = None
+
+    def _saved_mount(self) -> MountEstimator | None:
+        """What ``calibration_file`` holds; None without such a file, or for other pose sources.
+
+        Raises:
+            CalibrationError: the file cannot be read, or holds no mount.
+        """
+        p = self.parameters
+        path = Path(p.calibration_file)
+        if p.pose_source != "fused" or not p.calibration_file or not path.exists():
+            return None
+        return MountEstimator.from_calibration(
+            load_calibration(path), keypoints=np.array(WRIST_KEYPOINTS)
+        )
 
     def listen(self) -> None:
         """Cameras, their calibration, TF, joints, instruction."""
         p = self.parameters
         self._transform_error = ""
+        self._mount: tuple[bytes, str, dict[str, int]] | None = None
         self._connected: set[str] = set()
         self._first_set_time: float | None = None
         self._estimated_wrist_camera: CameraModel | None = None
         self._tf = TransformListener(p.virtual_frame, self._note_transform_error)
-        strict = p.pose_source == "kinematic"
+        strict = p.pose_source in STRICT
         for topic, profile, static in (
             ("/tf_static", qos.tf_static(), True),
             ("/tf", qos.tf(), False),
@@ -168,6 +200,8 @@ class ReconstructionNode(WristNode[CameraSet]):
         waited = time.monotonic() - started
         assert self._reconstructor is not None
         result = self._reconstructor(frame)
+        if self._reconstructor.mount_estimator is not None:
+            self._mount = _mount_state(self._reconstructor.mount_estimator)
         _check_finite(result)
         if frame.wrist_camera is None:  # a camera does not change from frame to frame
             self._estimated_wrist_camera = result.estimate.camera
@@ -181,7 +215,7 @@ class ReconstructionNode(WristNode[CameraSet]):
     def _anchor_frame(self, item: CameraSet) -> AnchorFrame:
         p = self.parameters
         T_world_wrist = self._pose(p.wrist_frame, item.stamp_ns, "the wrist camera's mount",
-                                   needed=p.pose_source == "kinematic",
+                                   needed=p.pose_source in STRICT,
                                    wanted=p.pose_source != "learned")  # fmt: skip
         views = []
         for name in p.cameras:
@@ -191,7 +225,7 @@ class ReconstructionNode(WristNode[CameraSet]):
                 image.frame_id,
                 image.stamp_ns,
                 f"camera '{name}'",
-                needed=p.pose_source == "kinematic",
+                needed=p.pose_source in STRICT,
                 wanted=True,
             )
             depth = item.depth[name].image if name in item.depth else None
@@ -218,7 +252,7 @@ class ReconstructionNode(WristNode[CameraSet]):
         info = self._infos[name]
         if info.error:
             raise Refusal("invalid_camera_info", M.ERROR_CALIBRATION, info.error)
-        strict = self.parameters.pose_source == "kinematic"
+        strict = self.parameters.pose_source in STRICT
         if info.camera is None and (strict or (not info.known and self._waiting())):
             state = "says that it is not calibrated (K is zero)" if info.known else "has not come"
             raise Refusal(
@@ -303,7 +337,9 @@ class ReconstructionNode(WristNode[CameraSet]):
             fill(Image(), image_fields(condition.image, "rgb8", stamp, virtual)),
         )
         if self.wanted("wrist/points"):
-            cloud = point_cloud_fields(result.cloud, stamp, result.world_frame)
+            cloud = point_cloud_fields(
+                limit_points(result.cloud, p.max_points), stamp, result.world_frame
+            )
             self.publish("wrist/points", fill(PointCloud2(), cloud))
         fields = {
             **estimate_fields(result, virtual),
@@ -346,10 +382,12 @@ class ReconstructionNode(WristNode[CameraSet]):
             level = WARN if p.pose_source in ("auto", "learned") else ERROR
             text = f"{self._transform_error} Not connected: {', '.join(missing)}."
             if level == WARN and not self._waiting():
-                text += " Going on without this calibration (pose_source is not kinematic)."
+                text += f" Going on without this calibration (pose_source is {p.pose_source})."
+        mount = [self._status("mount", *self._mount)] if self._mount else []
         drops = self._cameras.drops_by_camera()
         held_up_by = self._cameras.sync.missing()
         return [
+            *mount,
             self._status("transforms", level, text, values),
             self._status(
                 "synchronisation",
@@ -359,6 +397,18 @@ class ReconstructionNode(WristNode[CameraSet]):
                 drops,
             ),
         ]
+
+
+def _mount_state(estimator: MountEstimator) -> tuple[bytes, str, dict[str, int]]:
+    """Level, text and values of the diagnostics of an estimated mount."""
+    estimate = estimator.estimate()
+    text = f"estimated from {estimate.frames} frames"
+    if estimate.reason:
+        text = f"not estimated yet, the given mount is used: {estimate.reason}"
+    if estimator.bumps:
+        text = f"{estimator.bumps[-1]} Since then {text}"
+    level = WARN if estimator.bumps or estimate.reason else OK
+    return level, text, {"frames": estimate.frames, "bumps": len(estimator.bumps)}
 
 
 def _check_finite(result: Reconstruction) -> None:

@@ -287,8 +287,8 @@ class Reconstructor:
                 pose = to_first @ invert(_orthonormal(T_camera_first[i].numpy()))
             predicted = output.depth[0, i].cpu().numpy()
             # Inverse depth is linear over planes in the image, depth is not.
-            depth = 1 / cv2.resize(1 / predicted, size, interpolation=cv2.INTER_LINEAR)
-            confidence = cv2.resize(1 - 1 / output.confidence[0, i].cpu().numpy(), size)
+            depth: NDArray = 1 / cv2.resize(1 / predicted, size, interpolation=cv2.INTER_LINEAR)
+            confidence: NDArray = cv2.resize(1 - 1 / output.confidence[0, i].cpu().numpy(), size)
             confidence[depth_edges(depth, self.config.edge_threshold)] = -1.0
             if self.config.use_measured_depth and view.depth is not None:
                 measured: NDArray = view.depth
