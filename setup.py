@@ -14,6 +14,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "wristworld_ros/__init__.p
 README = ROOT / "README.md"
 
 INSTALL_REQUIRES = [
+    "accelerate>=1.0",
     "apsw>=3.40",
     "av>=14",
     'backports.zstd>=1; python_version<"3.14"',

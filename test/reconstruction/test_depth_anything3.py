@@ -103,8 +103,8 @@ def test_prediction_for_pictures_of_another_size(model):
     inner = model(fit_images(pictures, (42, 70)))
     assert got.points is None and not got.metric
     i, j = 61, 100
-    k, l = int((i + 0.5) * 42 / 90), int((j + 0.5) * 70 / 131)
-    torch.testing.assert_close(got.depth[:, :, i, j], inner.depth[:, :, k, l])
+    row, column = int((i + 0.5) * 42 / 90), int((j + 0.5) * 70 / 131)
+    torch.testing.assert_close(got.depth[:, :, i, j], inner.depth[:, :, row, column])
     assert float(got.confidence.min()) >= 1
     T_world_camera, fov = decode_pose(inner.poses)
     torch.testing.assert_close(

@@ -162,15 +162,17 @@ def test_prediction_for_pictures_of_another_size(model):
     assert got.depth.shape == (2, 3, 90, 131) and not got.metric
     # Nearest pixels: pixel (i, j) of 90 x 131 lies in pixel ((i + .5) 42 / 90, ..) of 42 x 70.
     i, j = 61, 100
-    k, l = int((i + 0.5) * 42 / 90), int((j + 0.5) * 70 / 131)
-    torch.testing.assert_close(got.depth[:, :, i, j], inner.depth[:, :, k, l])
-    torch.testing.assert_close(got.confidence[:, :, i, j], inner.depth_confidence[:, :, k, l])
+    row, column = int((i + 0.5) * 42 / 90), int((j + 0.5) * 70 / 131)
+    torch.testing.assert_close(got.depth[:, :, i, j], inner.depth[:, :, row, column])
+    torch.testing.assert_close(
+        got.confidence[:, :, i, j], inner.depth_confidence[:, :, row, column]
+    )
     assert float(got.confidence.min()) >= 1
     # Cameras and points relative to the first camera; both say the same as before.
     T, fov = decode_pose(inner.poses[-1])
     torch.testing.assert_close(got.T_camera_first[:, 0], torch.eye(4).expand(2, 4, 4))
     torch.testing.assert_close(got.T_camera_first @ T[:, :1], T, atol=1e-5, rtol=1e-5)
-    world = torch.cat([inner.points[:, 1, k, l], torch.ones(2, 1)], -1)
+    world = torch.cat([inner.points[:, 1, row, column], torch.ones(2, 1)], -1)
     first = torch.cat([got.points[:, 1, i, j], torch.ones(2, 1)], -1)
     torch.testing.assert_close(
         torch.einsum("bvij,bj->bvi", got.T_camera_first, first),

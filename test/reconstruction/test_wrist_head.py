@@ -12,7 +12,7 @@ from wristworld_ros.reconstruction.wrist_head import VARIANTS, VggtWristHead, Wr
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from seeded import random_values, seed_weights  # noqa: E402
+from seeded import random_values, seed_weights
 
 
 def head_of(variant):

@@ -127,6 +127,7 @@ class Reconstructor:
         wrist_camera: CameraModel | None = None,
         config: ReconstructorConfig | None = None,
         device: str = "cpu",
+        mount_estimator: MountEstimator | None = None,
     ) -> Reconstructor:
         """Load a model folder (the shipped ``mini`` when None), which has a ``stage1`` folder.
 
@@ -145,6 +146,7 @@ class Reconstructor:
             scores=document.get("scores"),
             sha256=digest,
             device=device,
+            mount_estimator=mount_estimator,
         )
 
     def __call__(self, frame: AnchorFrame) -> Reconstruction:

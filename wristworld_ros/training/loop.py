@@ -1,4 +1,8 @@
-"""One training loop for all networks: schedule, EMA, checkpoints that resume exactly, curves."""
+"""One training loop for all networks: schedule, EMA, many processes, exact resume, curves.
+
+``accelerate launch -m wristworld_ros.cli.main train ...`` runs it in several processes (GPUs or
+cores): each draws its own batches, gradients are averaged, and the first one alone writes.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,15 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import numpy as np
 import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -19,6 +27,8 @@ from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.provenance import provenance
 
 Metrics = dict[str, float]
+#: (model, generator) -> (scalar loss, figures to log).
+ComputeLoss = Callable[[nn.Module, torch.Generator], tuple[Tensor, Metrics]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class LoopConfig:
 
     Attributes:
         steps: optimiser steps in all.
-        batch_size: samples per step.
+        batch_size: samples per step and process.
         learning_rate: peak of the warm-up + cosine schedule.
         weight_decay: of AdamW, on matrices only.
         warmup: steps of linear warm-up.
@@ -35,8 +45,13 @@ class LoopConfig:
         ema: decay of the weight average that is evaluated and shipped.
         seed: of weights, batches and noise.
         checkpoint_every: steps between checkpoints.
+        log_every: steps that a row of the log is the mean of.
         minutes: stop the schedule after this wall time per run; 0 for no limit. The schedule
-            follows steps or time, whichever is further.
+            follows steps or time, whichever is further. A clock cannot be resumed exactly: only
+            schedules by steps end with the same weights after a kill.
+        bf16: run the large parts of the network in bfloat16 while it trains, those that its own
+            switch ``bf16`` covers; weights and geometry stay in float32. Several times slower on
+            processors without bfloat16 instructions.
     """
 
     steps: int = 1000
@@ -48,7 +63,19 @@ class LoopConfig:
     ema: float = 0.995
     seed: int = 0
     checkpoint_every: int = 100
+    log_every: int = 20
     minutes: float = 0.0
+    bf16: bool = False
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files; True unless several were launched."""
+    return bool(PartialState().is_main_process)
+
+
+def rank_seed(seed: int, rank: int) -> int:
+    """Seed of a process: ``seed`` itself for the first, unrelated ones for the others."""
+    return seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
 
 
 def learning_rate_at(progress: float, config: LoopConfig) -> float:
@@ -77,10 +104,28 @@ class Ema:
             else:
                 self.state[key].copy_(value)
 
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over the values of ``state``."""
+        for key, value in self.state.items():
+            value.copy_(state[key])
+
+
+class _Step(nn.Module):
+    """The loss as a module: DistributedDataParallel then serves losses that call any method of
+    the model, and not its ``forward`` alone."""
+
+    def __init__(self, model: nn.Module, compute_loss: ComputeLoss) -> None:
+        super().__init__()
+        self.model = model
+        self.compute_loss = compute_loss
+
+    def forward(self, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        return self.compute_loss(self.model, generator)
+
 
 def train(
     model: nn.Module,
-    compute_loss: Callable[[nn.Module, torch.Generator], tuple[Tensor, Metrics]],
+    compute_loss: ComputeLoss,
     folder: Path,
     config: LoopConfig,
     *,
@@ -90,21 +135,37 @@ def train(
 ) -> Ema:
     """Train ``model`` and keep its state in ``folder``; returns the weight average.
 
-    Every random choice of ``compute_loss`` must come from the generator that it is given: its
-    state is part of the checkpoint, so that a killed run continues as if it had never stopped.
+    Every random choice of ``compute_loss`` must come from the generator that it is given, or from
+    torch's global one (dropout): the states of both are part of the checkpoint, so that a killed
+    run continues as if it had never stopped. In several processes each has a generator of its own,
+    and the model moves to the device of its process.
 
     Args:
         compute_loss: (model, generator) -> (scalar loss, figures to log).
         folder: gets ``checkpoint.pt``, ``log.jsonl`` and ``curves.png``.
         evaluate: figures of the averaged model, logged every ``evaluate_every`` steps and at the
-            end.
+            end, by the first process.
 
     Raises:
-        InvalidInputError: the loss is not finite; the last good checkpoint stays.
+        InvalidInputError: the loss is not finite (the last good checkpoint stays), or the
+            checkpoint was written by another number of processes or another version, or bf16 is
+            asked of a model without that switch.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
+    switches = [m for m in model.modules() if hasattr(m, "bf16")] if config.bf16 else []
+    if config.bf16 and not switches:
+        raise InvalidInputError(f"{type(model).__name__} has no bfloat16 mode; leave out --bf16.")
+    for module in switches:
+        module.__dict__["bf16"] = True
+    # accelerate's own mixed precision would take the geometry along.
+    accelerator = Accelerator(
+        mixed_precision="no",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    main, processes = accelerator.is_main_process, accelerator.num_processes
+    step_module = accelerator.prepare_model(_Step(model, compute_loss))
+    seed = rank_seed(config.seed, accelerator.process_index)
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -118,43 +179,65 @@ def train(
     ema = Ema(model, config.ema)
     checkpoint = folder / "checkpoint.pt"
     log = folder / "log.jsonl"
-    start, spent = 0, 0.0
-    if resume and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.state = state["ema"]
-        generator.set_state(state["generator"])
-        start, spent = state["step"], state["seconds"]
-        _truncate_log(log, start)
-    elif log.exists():
-        log.unlink()
-    (folder / "loop.json").write_text(json.dumps(asdict(config), indent=2))
-
-    began = time.monotonic()
-    progress = tqdm(total=config.steps, initial=start, desc=folder.name, mininterval=5.0)
+    step, spent, evaluated = 0, 0.0, -1
     sums: Metrics = {}
     count = 0
-    step = start
-    with log.open("a") as stream:
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+    if resume and checkpoint.exists():
+        state = _load(checkpoint, processes)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.load(state["ema"])
+        _set_random_state(generator, state["random"][accelerator.process_index])
+        step, spent, evaluated = state["step"], state["seconds"], state["evaluated"]
+        sums, count = state["sums"], state["count"]
+    if main:
+        _truncate_log(log, step)
+        (folder / "loop.json").write_text(json.dumps(asdict(config), indent=2))
+    began = time.monotonic()
+
+    def save() -> None:
+        random = gather_object([_random_state(generator)])
+        if main:
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "ema": ema.state,
+                "random": random,
+                "step": step,
+                "seconds": spent + time.monotonic() - began,
+                "evaluated": evaluated,
+                "sums": sums,
+                "count": count,
+            }
+            _save(checkpoint, state)
+            plot_curves(log, folder / "curves.png")
+
+    progress = tqdm(
+        total=config.steps, initial=step, desc=folder.name, mininterval=5.0, disable=not main
+    )
+    with log.open("a") if main else nullcontext() as stream:
         while step < config.steps:
             seconds = spent + time.monotonic() - began
             done = step / config.steps
             if config.minutes:
+                # One clock for all processes: they have to stop at the same step.
                 done = max(done, seconds / (60 * config.minutes))
+                done = broadcast_object_list([done])[0] if processes > 1 else done
                 if done >= 1:
                     break
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(done, config)
             model.train()
-            loss, figures = compute_loss(model, generator)
+            loss, figures = step_module(generator)
             if not torch.isfinite(loss):
                 raise InvalidInputError(
                     f"loss is {loss.item()} at step {step}; the last checkpoint is {checkpoint}. "
                     "Lower --learning-rate or look for bad samples."
                 )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            accelerator.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             optimizer.step()
             step += 1
@@ -163,68 +246,99 @@ def train(
                 sums[key] = sums.get(key, 0.0) + value
             count += 1
             progress.update()
-            if step % 20 == 0 or step == config.steps:
-                row = {k: v / count for k, v in sums.items()}
+            if step % config.log_every == 0 or step == config.steps:
+                row = _mean_over_processes({k: v / count for k, v in sums.items()})
                 progress.set_postfix(loss=f"{row['loss']:.4f}")
                 _write(stream, {"step": step, "seconds": seconds, **row})
                 sums, count = {}, 0
-            if evaluate and evaluate_every and step % evaluate_every == 0:
-                _write(stream, {"step": step, **_evaluate(model, ema, evaluate)})
+            due = step == config.steps or (evaluate_every and step % evaluate_every == 0)
+            if evaluate and due:
+                _evaluate(stream, model, ema, evaluate, step)
+                evaluated = step
             if step % config.checkpoint_every == 0:
-                _save(checkpoint, model, optimizer, ema, generator, step, seconds)
-                plot_curves(log, folder / "curves.png")
-        if evaluate:
-            _write(stream, {"step": step, **_evaluate(model, ema, evaluate)})
+                save()
+        if evaluate and evaluated != step:  # the time was up
+            _evaluate(stream, model, ema, evaluate, step)
+            evaluated = step
     progress.close()
-    _save(checkpoint, model, optimizer, ema, generator, step, spent + time.monotonic() - began)
-    plot_curves(log, folder / "curves.png")
+    save()
+    for module in switches:  # as it runs for users
+        module.__dict__["bf16"] = False
     return ema
 
 
-def _evaluate(model: nn.Module, ema: Ema, evaluate: Callable[[nn.Module], Metrics]) -> Metrics:
+def _mean_over_processes(row: Metrics) -> Metrics:
+    rows: list[Metrics] = gather_object([row])
+    return {k: sum(r[k] for r in rows) / len(rows) for k in row}
+
+
+def _evaluate(
+    stream: TextIO | None,
+    model: nn.Module,
+    ema: Ema,
+    evaluate: Callable[[nn.Module], Metrics],
+    step: int,
+) -> None:
+    """Log the figures of the averaged model; only where there is a log."""
+    if stream is None:
+        return
     own = {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(ema.state)
     model.eval()
     with torch.no_grad():
         figures = evaluate(model)
     model.load_state_dict(own)
-    return {f"val/{k}": v for k, v in figures.items()}
+    _write(stream, {"step": step, **{f"val/{k}": v for k, v in figures.items()}})
 
 
-def _write(stream: Any, row: dict[str, Any]) -> None:
-    stream.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
-    stream.flush()
+def _write(stream: TextIO | None, row: dict[str, Any]) -> None:
+    if stream is not None:
+        stream.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
+        stream.flush()
 
 
-def _save(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema,
-    generator: torch.Generator,
-    step: int,
-    seconds: float,
-) -> None:
+def _random_state(generator: torch.Generator) -> list[Tensor]:
+    """States of the batches' generator, of torch's own, and of the GPU's where there is one."""
+    states = [generator.get_state(), torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_available() else states
+
+
+def _set_random_state(generator: torch.Generator, states: list[Tensor]) -> None:
+    generator.set_state(states[0])
+    torch.set_rng_state(states[1])
+    if torch.cuda.is_available() and len(states) > 2:
+        torch.cuda.set_rng_state(states[2])
+
+
+def _load(path: Path, processes: int) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    if missing := {"random", "evaluated", "sums", "count"} - state.keys():
+        raise InvalidInputError(
+            f"{path} was written by another version (it lacks {', '.join(sorted(missing))}). "
+            "Continue with that version, or start again in another --work folder."
+        )
+    if len(state["random"]) != processes:
+        raise InvalidInputError(
+            f"{path} was written by {len(state['random'])} processes, and there are {processes} "
+            "now. Continue with as many, or start again in another --work folder."
+        )
+    return state
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "ema": ema.state,
-            "generator": generator.get_state(),
-            "step": step,
-            "seconds": seconds,
-        },
-        partial,
-    )
+    torch.save(state, partial)
     os.replace(partial, path)
 
 
 def _truncate_log(log: Path, step: int) -> None:
-    """Drop rows that a killed run wrote after its last checkpoint."""
-    if log.exists():
-        rows = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
-        log.write_text("".join(f"{line}\n" for line in rows))
+    """Drop what a killed run wrote after its checkpoint at ``step``; all of it without one."""
+    rows = []
+    for line in log.read_text().splitlines(keepends=True) if log.exists() and step else []:
+        # A kill can tear the last line.
+        if line.endswith("\n") and json.loads(line)["step"] <= step:
+            rows.append(line)
+    log.write_text("".join(rows))
 
 
 def plot_curves(log: Path, path: Path) -> None:
