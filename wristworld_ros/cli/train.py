@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wristworld_ros.errors import WristWorldError
+
+if TYPE_CHECKING:
+    from wristworld_ros.training.loop import LoopConfig
 
 HELP = "train autoencoder, stage1 or stage2 on simulated shards"
 
@@ -21,8 +25,20 @@ DEFAULTS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("network", choices=sorted(DEFAULTS))
-    parser.add_argument("--shards", type=Path, required=True, help="folder of training shards")
-    parser.add_argument("--val", type=Path, required=True, help="folder of validation shards")
+    parser.add_argument("--shards", type=Path, help="folder of training shards")
+    parser.add_argument("--val", type=Path, help="folder of validation shards")
+    parser.add_argument(
+        "--recordings",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="stage1, in place of --shards: folders or bags with a wrist video; the wrist is then "
+        "learned from projection alone (SPC), from --init on",
+    )
+    parser.add_argument(
+        "--val-recordings", type=Path, nargs="+", metavar="PATH", help="the same, to score on"
+    )
+    parser.add_argument("--stride", type=int, default=1, help="take every so many moments of them")
     parser.add_argument("--work", type=Path, required=True, help="checkpoints, log and curves")
     parser.add_argument("--out", type=Path, required=True, help="folder for the trained weights")
     parser.add_argument("--steps", type=int, help="optimiser steps")
@@ -48,6 +64,10 @@ def run(args: argparse.Namespace) -> int:
         minutes=args.minutes,
         seed=args.seed,
     )
+    if args.recordings:
+        return _from_recordings(args, loop)
+    if args.shards is None or args.val is None:
+        raise WristWorldError("train needs --shards and --val (wristworld simulate makes them)")
     if args.network == "stage1":
         from wristworld_ros.training.stage1 import train_stage1
 
@@ -71,5 +91,24 @@ def run(args: argparse.Namespace) -> int:
             args.autoencoder,
             args.episodes,
         )
+    print(json.dumps(scores, indent=2))
+    return 0
+
+
+def _from_recordings(args: argparse.Namespace, loop: LoopConfig) -> int:
+    from wristworld_ros.reconstruction.matching import XFeatSource
+    from wristworld_ros.training.wrist_video import read_recording, train_wrist_video
+
+    if args.network != "stage1" or args.init is None or not args.val_recordings:
+        raise WristWorldError(
+            "--recordings is for stage1, and needs --val-recordings and --init (weights to start "
+            "from, e.g. models/mini/stage1)"
+        )
+    source = XFeatSource()
+    recordings, val = (
+        [read_recording(path, source, stride=args.stride) for path in paths]
+        for paths in (args.recordings, args.val_recordings)
+    )
+    scores = train_wrist_video(recordings, val, args.work, args.out, loop, args.init)
     print(json.dumps(scores, indent=2))
     return 0
