@@ -192,6 +192,19 @@ def test_the_wrist_pose_fits_the_close_keypoints():
     assert torch.linalg.eigvalsh(out.wrist_covariance).min() > 0
 
 
+def test_the_scene_alone_is_the_same_scene():
+    torch.manual_seed(0)
+    model = Stage1Model(TINY).eval()
+    x = torch.rand(1, 2, 3, 64, 64)
+    K = torch.tensor([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]]).expand(1, 2, 3, 3)
+    T = torch.stack([random_pose(0), random_pose(1)])[None]
+    with torch.no_grad():
+        whole = model(x, K, T, torch.tensor([[True, True]]))
+        scene = model.scene(x, K, T)
+    for name, value in vars(scene).items():
+        torch.testing.assert_close(value, getattr(whole, name))
+
+
 def test_base_plane_is_seen_from_above():
     """A camera 0.8 m above the base plane that looks straight down sees it 0.8 m away."""
     T = torch.eye(4).repeat(1, 1, 1, 1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wristworld_ros.reconstruction.backbone import (
     Backbone,
     BackboneConfig,
+    Features,
     base_plane_depth,
 )
 from wristworld_ros.reconstruction.fitting import RigidFit, fit_cameras, fit_rigid
@@ -35,6 +36,8 @@ from wristworld_ros.reconstruction.pose_encoding import (
     intrinsics_from_fov,
 )
 
+#: Factors of the rows of K when a picture is reduced to half its size.
+HALVE = (0.5, 0.5, 1.0)
 #: Relative standard deviation of a keypoint's depth.
 DEPTH_SIGMA = 0.04
 #: Landmarks are trusted at most to this [cells]: their errors within a picture go together.
@@ -44,18 +47,32 @@ START_SIGMA = (0.1, 0.35)
 
 
 @dataclass(frozen=True)
-class Stage1Output:
-    """Predictions; pose lists hold one entry per refinement iteration.
+class SceneOutput:
+    """Depth, and the cameras that it was placed by.
 
     Attributes:
         depth, confidence: B x V x H/2 x W/2 [m], and VGGT's confidence (>= 1).
         first_depth: B x V x H/8 x W/8 [m], before the views were compared.
+        T_base_anchor, anchor_K: B x V x 4 x 4 and B x V x 3 x 3 [px of H x W] that depth,
+            keypoints and wrist were placed by: the known ones, else the estimated.
+    """
+
+    depth: Tensor
+    confidence: Tensor
+    first_depth: Tensor
+    T_base_anchor: Tensor
+    anchor_K: Tensor
+
+
+@dataclass(frozen=True)
+class Stage1Output(SceneOutput):
+    """All predictions; pose lists hold one entry per refinement iteration.
+
+    Attributes:
         cameras: B x V x 9 anchors, camera-to-base (centre [m], quaternion xyzw, FoV [rad]); the
             last one fits the landmarks.
         landmarks: B x V x L places of ``BASE_LANDMARKS`` [px of H/2 x W/2].
         wrist: B x 9 wrist camera by the wrist head, the same encoding.
-        T_base_anchor, anchor_K: B x V x 4 x 4 and B x V x 3 x 3 [px of H x W] that depth,
-            keypoints and wrist were placed by: the known ones, else the estimated.
         keypoints: wrist keypoints in the whole pictures [px of H/2 x W/2].
         close: the same in the cut-outs [px of the cut-out], ``crop_K`` B x V x 3 x 3.
         wrist_pose: B x 9, the pose that fits them, with the wrist head's field of view.
@@ -64,14 +81,9 @@ class Stage1Output:
             the factors that ``scores`` of the weights hold.
     """
 
-    depth: Tensor
-    confidence: Tensor
-    first_depth: Tensor
     cameras: list[Tensor]
     landmarks: HeatPeaks
     wrist: list[Tensor]
-    T_base_anchor: Tensor
-    anchor_K: Tensor
     keypoints: Keypoints
     close: Keypoints
     crop_K: Tensor
@@ -131,27 +143,17 @@ class Stage1Model(nn.Module):
             known: B x 2 bool: intrinsics known, extrinsics known (only with intrinsics).
         """
         B, V = images.shape[:2]
-        reduced = F.avg_pool2d(images.flatten(0, 1), 2).unflatten(0, (B, V))
-        H, W = reduced.shape[-2:]
-        halve = images.new_tensor([0.5, 0.5, 1.0])[:, None]
+        halve = images.new_tensor(HALVE)[:, None]
         K_reduced = None if K is None else K * halve
-        rays = None
-        if K_reduced is not None and known is not None:
-            p = self.config.patch_size
-            rays = pixel_rays(K_reduced, (H // p, W // p), p)
-        features = self.backbone(reduced, rays, T_world_camera, known)
+        features, dense, (H, W) = self._features(images, K_reduced, T_world_camera, known)
         cameras = self.camera_head(features)
-        dense = self.depth_head.decode(features)
         maps = self.point_head.net(dense.flatten(0, 1)).float().unflatten(0, (B, V))
         landmarks, places, log_depth = self.point_head(maps)
         cameras = [*cameras, self._fit_cameras(cameras[-1], landmarks, (H, W), K_reduced, known)]
         anchor_K, T_base_anchor = self._anchors(
             cameras[-1], (H, W), K_reduced, T_world_camera, known
         )
-
-        plane = base_plane(anchor_K, T_base_anchor, (H, W))
-        depth, confidence, first = self.depth_head(features, dense, plane, anchor_K, T_base_anchor)
-
+        scene = self._depth(features, dense, anchor_K, T_base_anchor, (H, W))
         wrist = self.wrist_head(features)
         seen = log_depth.clamp(-3.0, 2.0).exp()
         keypoints = fuse_keypoints(places, seen, anchor_K, T_base_anchor)
@@ -163,20 +165,54 @@ class Stage1Model(nn.Module):
         close = fuse_keypoints(peaks, close_depth, crop_K, T_base_anchor)
         fine = _fit(close, crop_K, T_base_anchor, coarse.T)
         return Stage1Output(
-            depth=depth,
-            confidence=confidence,
-            first_depth=first,
+            **vars(scene),
             cameras=cameras,
             landmarks=landmarks,
             wrist=wrist,
-            T_base_anchor=T_base_anchor,
-            anchor_K=anchor_K / halve,
             keypoints=keypoints,
             close=close,
             crop_K=crop_K,
             wrist_pose=encode_pose(fine.T, wrist[-1][:, 7:]),
             wrist_fits=(coarse.T, fine.T),
             wrist_covariance=fine.covariance,
+        )
+
+    def scene(self, images: Tensor, K: Tensor, T_world_camera: Tensor) -> SceneOutput:
+        """Depth alone, for calibrated anchors: the same as ``forward``'s, in less time.
+
+        Args:
+            images, K, T_world_camera: as of ``forward``.
+        """
+        known = torch.ones(len(images), 2, dtype=torch.bool, device=images.device)
+        K = K * images.new_tensor(HALVE)[:, None]
+        features, dense, size = self._features(images, K, T_world_camera, known)
+        return self._depth(features, dense, K, T_world_camera, size)
+
+    def _features(
+        self, images: Tensor, K: Tensor | None, T_world_camera: Tensor | None, known: Tensor | None
+    ) -> tuple[Features, Tensor, tuple[int, int]]:
+        """Tokens and dense features of the pictures at half their size, which is (H, W)."""
+        reduced = F.avg_pool2d(images.flatten(0, 1), 2).unflatten(0, images.shape[:2])
+        H, W = reduced.shape[-2:]
+        rays = None
+        if K is not None and known is not None:
+            p = self.config.patch_size
+            rays = pixel_rays(K, (H // p, W // p), p)
+        features = self.backbone(reduced, rays, T_world_camera, known)
+        return features, self.depth_head.decode(features), (H, W)
+
+    def _depth(
+        self,
+        features: Features,
+        dense: Tensor,
+        K: Tensor,
+        T_base_camera: Tensor,
+        size: tuple[int, int],
+    ) -> SceneOutput:
+        plane = base_plane(K, T_base_camera, size)
+        depth, confidence, first = self.depth_head(features, dense, plane, K, T_base_camera)
+        return SceneOutput(
+            depth, confidence, first, T_base_camera, K / K.new_tensor(HALVE)[:, None]
         )
 
     @staticmethod

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from wristworld_ros.errors import CalibrationError, InvalidInputError
 from wristworld_ros.geometry.camera import pixel_rays, rectify
@@ -21,7 +22,7 @@ from wristworld_ros.geometry.transforms import apply, invert
 from wristworld_ros.reconstruction.bundle import ErrorModel, Prior
 from wristworld_ros.reconstruction.fusion import MountEstimator
 from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS
-from wristworld_ros.reconstruction.model import Stage1Model, Stage1Output
+from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1Output
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
 from wristworld_ros.reconstruction.sights import observe
 from wristworld_ros.resources import model_dir
@@ -157,25 +158,32 @@ class Reconstructor:
         """
         source = self._source(frame)
         clock = _Clock()
-        output = self.predict(frame)
+        given = frame.wrist_camera or self.wrist_camera
+        output: Stage1Output | None = None
+        if source != "kinematic" or given is None:
+            scene: SceneOutput = (output := self.predict(frame))
+        else:
+            scene = self.predict_scene(frame)
         clock.lap("network")
-        geometry = self._geometry(frame, output)
+        geometry = self._geometry(frame, scene)
         points = self._cloud(geometry)
         cloud = select_points(points, points.confidence >= self.config.min_confidence)
         clock.lap("cloud")
         # The network's base frame is the world of calibrated anchors.
-        T_base_first = output.T_base_anchor[0, 0].double().cpu().numpy()
+        T_base_first = scene.T_base_anchor[0, 0].double().cpu().numpy()
         T_world_base = geometry.poses[0] @ invert(_orthonormal(T_base_first))
-        covariance = None
-        if source == "fused":
-            T_world_wrist, covariance = self._fuse(frame, output)
-        elif source == "kinematic":
+        sigma_t, sigma_r = KINEMATIC_SIGMA
+        covariance = np.diag([sigma_t**2] * 3 + [sigma_r**2] * 3)
+        if source == "kinematic" or output is None:
             assert frame.T_world_wrist is not None
             T_world_wrist = frame.T_world_wrist
+        elif source == "fused":
+            T_world_wrist, covariance = self._fuse(frame, output)
         else:
             T_base_wrist = decode_pose(output.wrist_pose)[0][0].double().cpu().numpy()
             T_world_wrist = T_world_base @ _orthonormal(T_base_wrist)
-        camera = self._wrist_camera(frame, output)
+            covariance = self._covariance(frame, output, T_world_base)
+        camera = self._wrist_camera(given, output)
         condition = splat(
             points if self.config.occlude else cloud,
             T_world_wrist,
@@ -187,11 +195,7 @@ class Reconstructor:
         estimate = WristEstimate(
             T_world_wrist=T_world_wrist,
             camera=camera,
-            covariance=(
-                self._covariance(source, frame, output, T_world_base)
-                if covariance is None
-                else covariance
-            ),
+            covariance=covariance,
             source=source,
             confidence=self._confidence(cloud, condition.coverage, source),
             coverage=condition.coverage,
@@ -238,6 +242,18 @@ class Reconstructor:
 
     def predict(self, frame: AnchorFrame) -> Stage1Output:
         """What the network says of a frame, in the robot's base frame."""
+        images, K, T, known = self._inputs(frame)
+        with torch.inference_mode():
+            return self.model(images, K, T, known)
+
+    def predict_scene(self, frame: AnchorFrame) -> SceneOutput:
+        """The same without the wrist camera, where nothing of it is asked: calibrated anchors, and
+        a known wrist camera."""
+        images, K, T, _ = self._inputs(frame)
+        with torch.inference_mode():
+            return self.model.scene(images, K, T)
+
+    def _inputs(self, frame: AnchorFrame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         first = frame.views[0].image
         width, height = self._network_size(first.shape[1], first.shape[0])
         images, Ks, poses = [], [], []
@@ -250,13 +266,12 @@ class Reconstructor:
             poses.append(np.eye(4) if view.T_world_camera is None else view.T_world_camera)
         known = [[all(v.camera is not None for v in frame.views), frame.calibrated]]
         x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)[None].float() / 255
-        with torch.inference_mode():
-            return self.model(
-                x.to(self.device),
-                torch.tensor(np.stack(Ks)[None], dtype=torch.float32, device=self.device),
-                torch.tensor(np.stack(poses)[None], dtype=torch.float32, device=self.device),
-                torch.tensor(known, device=self.device),
-            )
+        return (
+            x.to(self.device),
+            torch.tensor(np.stack(Ks)[None], dtype=torch.float32, device=self.device),
+            torch.tensor(np.stack(poses)[None], dtype=torch.float32, device=self.device),
+            torch.tensor(known, device=self.device),
+        )
 
     def _network_size(self, width: int, height: int) -> tuple[int, int]:
         patch = self.model.config.patch_size * self.model.reduction
@@ -266,11 +281,11 @@ class Reconstructor:
             max(patch, round(height * scale / patch) * patch),
         )
 
-    def _geometry(self, frame: AnchorFrame, output: Stage1Output) -> _Geometry:
+    def _geometry(self, frame: AnchorFrame, scene: SceneOutput) -> _Geometry:
         """Views, depths and cameras at cloud resolution, in the world frame."""
         images, depths, confidences, cameras, poses = [], [], [], [], []
-        T_camera_first, fov = decode_pose(output.anchor_encoding[0].double().cpu())
-        to_first = _orthonormal(T_camera_first[0].numpy())
+        T_base_anchor = [_orthonormal(T) for T in scene.T_base_anchor[0].double().cpu().numpy()]
+        network = (2 * scene.depth.shape[-1], 2 * scene.depth.shape[-2])
         for i, view in enumerate(frame.views):
             image, camera = view.image, view.camera
             if camera is not None:
@@ -279,18 +294,18 @@ class Reconstructor:
             scale = min(1.0, self.config.cloud_size / max(width, height))
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             if camera is None:
-                K = intrinsics_from_fov(fov[i], size[1], size[0]).numpy()
-                camera = CameraModel(K, *size)
+                K = scene.anchor_K[0, i].double().cpu().numpy()
+                camera = CameraModel(K, *network).resized(*size)
             else:
                 camera = camera.resized(*size)
             if view.T_world_camera is not None and frame.calibrated:
                 pose = view.T_world_camera
             else:
-                pose = to_first @ invert(_orthonormal(T_camera_first[i].numpy()))
-            predicted = output.depth[0, i].cpu().numpy()
+                pose = invert(T_base_anchor[0]) @ T_base_anchor[i]
+            predicted = scene.depth[0, i].cpu().numpy()
             # Inverse depth is linear over planes in the image, depth is not.
             depth: NDArray = 1 / cv2.resize(1 / predicted, size, interpolation=cv2.INTER_LINEAR)
-            confidence: NDArray = cv2.resize(1 - 1 / output.confidence[0, i].cpu().numpy(), size)
+            confidence: NDArray = cv2.resize(1 - 1 / scene.confidence[0, i].cpu().numpy(), size)
             confidence[depth_edges(depth, self.config.edge_threshold)] = -1.0
             if self.config.use_measured_depth and view.depth is not None:
                 measured: NDArray = view.depth
@@ -315,22 +330,20 @@ class Reconstructor:
             geometry.confidences,
         )
 
-    def _wrist_camera(self, frame: AnchorFrame, output: Stage1Output) -> CameraModel:
-        camera = frame.wrist_camera or self.wrist_camera
-        if camera is None:
+    @staticmethod
+    def _wrist_camera(given: CameraModel | None, output: Stage1Output | None) -> CameraModel:
+        if given is None:
+            assert output is not None
             width, height = DEFAULT_WRIST_SIZE
             fov = output.wrist_pose[0, 7:9].double().cpu()
             return CameraModel(intrinsics_from_fov(fov, height, width).numpy(), width, height)
         # The virtual camera is a pinhole: lens distortion is not imitated.
-        return CameraModel(camera.K, camera.width, camera.height)
+        return CameraModel(given.K, given.width, given.height)
 
     def _covariance(
-        self, source: str, frame: AnchorFrame, output: Stage1Output, T_world_base: FloatArray
+        self, frame: AnchorFrame, output: Stage1Output, T_world_base: FloatArray
     ) -> FloatArray:
-        """6 x 6 in the world frame: of the fit, with the factors that val asks for."""
-        if source == "kinematic":
-            sigma_t, sigma_r = KINEMATIC_SIGMA
-            return np.diag([sigma_t**2] * 3 + [sigma_r**2] * 3)
+        """6 x 6 of a learned pose in the world frame: the fit's, with the factors of val."""
         kind = "rgb"
         if frame.calibrated:
             kind = "calibrated"
