@@ -21,6 +21,7 @@ VERBS = {
     "simulate": "wristworld_ros.cli.simulate",
     "import": "wristworld_ros.cli.import_",
     "run": "wristworld_ros.cli.run",
+    "calibrate": "wristworld_ros.cli.calibrate",
     "train": "wristworld_ros.cli.train",
     "evaluate": "wristworld_ros.cli.evaluate",
     "up": "wristworld_ros.cli.up",

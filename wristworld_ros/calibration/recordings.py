@@ -1,0 +1,138 @@
+"""What calibration needs of a recording: pictures, and where the links of the robot were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wristworld_ros.data.bags import BagReader
+from wristworld_ros.data.frames import BagFrames
+from wristworld_ros.data.kinematics import FRANKA_DH, FRANKA_JOINTS
+from wristworld_ros.data.video_folder import decode_video, read_video_folder
+from wristworld_ros.errors import BagError
+from wristworld_ros.geometry.transforms import invert
+from wristworld_ros.types import FloatArray
+
+#: Largest change of the flange in the hand over a recording when both are rigidly joined [m].
+_RIGID = 1e-3
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording with T frames, all in memory.
+
+    Attributes:
+        name: of the file or folder.
+        period: mean time between frames [s].
+        views: name of a fixed camera -> T x H x W x 3 uint8.
+        wrist: T x H x W x 3 uint8 of the wrist camera, or None.
+        bodies: T x L x 4 x 4, poses of the robot's links in its base; the last one is the hand.
+    """
+
+    name: str
+    period: float
+    views: Mapping[str, NDArray[np.uint8]]
+    wrist: NDArray[np.uint8] | None
+    bodies: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.bodies)
+
+    @property
+    def hand(self) -> FloatArray:
+        """T x 4 x 4, ``T_base_hand``."""
+        return self.bodies[:, -1]
+
+
+def read_recording(
+    path: str | Path, *, base_frame: str = "base_link", hand_frame: str = "hand"
+) -> Recording:
+    """Read a folder of videos (``read_video_folder``) or a bag.
+
+    Raises:
+        BagError: it is neither, or lacks the hand's poses.
+    """
+    path = Path(path)
+    if path.is_dir() and any(path.glob("*.mp4")):
+        return _read_folder(path)
+    return _read_bag(path, base_frame, hand_frame)
+
+
+def franka_links(joints: FloatArray) -> FloatArray:
+    """T x 6 x 4 x 4 poses in the base of links 2 to 7 of a Franka arm; joints: T x 7 [rad].
+
+    The frames are those of Craig's Denavit-Hartenberg convention (``FRANKA_DH``).
+    """
+    T = np.broadcast_to(np.eye(4), (len(joints), 4, 4))
+    links = []
+    for (a, d, alpha), theta in zip(FRANKA_DH[:7], joints.T, strict=True):
+        c, s, ca, sa = np.cos(theta), np.sin(theta), np.cos(alpha), np.sin(alpha)
+        step = np.zeros((len(joints), 4, 4))
+        step[:, 0, 0], step[:, 0, 1], step[:, 0, 3] = c, -s, a
+        step[:, 1, 0], step[:, 1, 1], step[:, 1, 2], step[:, 1, 3] = s * ca, c * ca, -sa, -d * sa
+        step[:, 2, 0], step[:, 2, 1], step[:, 2, 2], step[:, 2, 3] = s * sa, c * sa, ca, d * ca
+        step[:, 3, 3] = 1
+        T = T @ step
+        links.append(T)
+    return np.stack(links[1:], 1)
+
+
+def _bodies(hand: FloatArray, joints: list[Mapping[str, float] | None]) -> FloatArray:
+    """Links of the arm where joint states tell them, then the hand; T x L x 4 x 4."""
+    known = [j for j in joints if j is not None and all(n in j for n in FRANKA_JOINTS)]
+    if len(known) == len(hand):
+        links = franka_links(np.array([[j[n] for n in FRANKA_JOINTS] for j in known]))
+        mount = np.stack([invert(a) @ b for a, b in zip(links[:, -1], hand, strict=True)])
+        if np.ptp(mount[:, :3, 3], axis=0).max() < _RIGID:
+            return np.concatenate([links[:, :-1], hand[:, None]], 1)
+    return hand[:, None]
+
+
+def _read_folder(path: Path) -> Recording:
+    folder = read_video_folder(path)
+    if not folder.poses:
+        raise BagError(f"{path} has no robot states; calibration needs 'states' in episode.json.")
+    index = np.round(np.arange(folder.length) * folder.state_rate / folder.fps).astype(int)
+    index = index.clip(0, len(folder.poses) - 1)
+    joints = [folder.joints[i] for i in index] if folder.joints else [None] * len(index)
+
+    def pictures(video: Path) -> NDArray[np.uint8]:
+        return np.stack(list(decode_video(video))[: folder.length])
+
+    return Recording(
+        path.name,
+        1 / folder.fps,
+        {name: pictures(video) for name, video in folder.views.items()},
+        None if folder.wrist is None else pictures(folder.wrist),
+        _bodies(np.stack(folder.poses)[index], joints),
+    )
+
+
+def _read_bag(path: Path, base_frame: str, hand_frame: str) -> Recording:
+    stamps, hand, joints = [], [], []
+    wrist: list[NDArray[np.uint8]] = []
+    views: dict[str, list[Any]] = {}
+    with BagReader(path) as bag:
+        frames = BagFrames(bag, world_frame=base_frame)
+        for frame, truth in frames.with_truth():
+            stamps.append(frame.stamp_ns)
+            hand.append(frames.tree.lookup(base_frame, hand_frame, frame.stamp_ns, 0.1))
+            joints.append(frame.joints)
+            if truth is not None:
+                wrist.append(truth.image)
+            for view in frame.views:
+                views.setdefault(view.name, []).append(view.image)
+    if len(stamps) < 2:
+        raise BagError(f"{path} has {len(stamps)} frames; calibration needs robot motion.")
+    return Recording(
+        path.stem,
+        float(np.diff(stamps).mean()) * 1e-9,
+        {name: np.stack(images) for name, images in views.items()},
+        np.stack(wrist) if len(wrist) == len(stamps) else None,
+        _bodies(np.stack(hand), joints),
+    )
