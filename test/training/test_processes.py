@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from wristworld_ros.errors import InvalidInputError
-from wristworld_ros.training.loop import LoopConfig, rank_seed, train
+from wristworld_ros.training.loop import LoopConfig, leave_processes, rank_seed, train
 
 CONFIG = LoopConfig(steps=6, batch_size=4, warmup=2, checkpoint_every=3, ema=0.9, log_every=2)
 
@@ -133,3 +133,4 @@ def test_seeds_of_processes_differ():
 
 if __name__ == "__main__":
     work(Path(sys.argv[1]))
+    leave_processes()

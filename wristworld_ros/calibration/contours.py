@@ -23,8 +23,8 @@ from wristworld_ros.geometry.camera import pixel_rays, project
 from wristworld_ros.geometry.transforms import apply, invert
 from wristworld_ros.types import CameraModel, FloatArray
 
-#: Links whose meshes are drawn: numbers of ``panda_linkN``; they are rows 0 to 5 of ``bodies``.
-_LINKS = range(2, 8)
+#: Links whose meshes are drawn: numbers of ``panda_linkN``; they are rows 0 to 4 of ``bodies``.
+_LINKS = range(2, 7)
 _SCALE = 2  # pixels drawn per pixel of the picture
 _NEAREST = 0.25  # nearer points are cut off by the image or the lens [m]
 _HAND_RADIUS = 0.10  # here the gripper, which differs between robots, covers the outline [m]
@@ -32,6 +32,7 @@ _SPACING = 4  # between points of the outline [px]
 _LEAST_STEP = 12.0  # of brightness at an edge
 _EDGE_PX = 1.5  # edges farther from the outline count less [px]
 _FRAMES = 10
+_OUTSIDE = 1.6  # times half the image's diagonal
 _INFLATION = 10.0
 _CORRELATED = 8  # points of one outline whose errors are alike
 
@@ -67,7 +68,7 @@ class Outline:
 
 
 def franka_meshes() -> ArmMeshes:
-    """Links 2 to 7 of the Franka arm, from the simulation's pack."""
+    """Links 2 to 6 of the Franka arm, from the simulation's pack."""
     pack = load_pack("panda")
     vertices, link, faces = [], [], []
     count = 0
@@ -100,7 +101,10 @@ def draw(
     depth = z[meshes.faces].mean(1)
     corners = np.round(pixels * _SCALE - 0.5)[meshes.faces]
     low, high = corners.min(1), corners.max(1)
-    seen = (z[meshes.faces] > 0.05).all(1) & (np.abs(corners) < 1e4).all((1, 2))
+    # Far outside the image the distortion polynomial may lead back into it.
+    reach = np.linalg.norm(pixel_rays(camera, np.zeros((1, 2)))[0, :2])
+    valid = (z > 0.05) & (np.linalg.norm(q[:, :2], axis=1) < _OUTSIDE * reach * z)
+    seen = valid[meshes.faces].all(1)
     size = (camera.width * _SCALE, camera.height * _SCALE)
     seen &= ((high >= 0) & (low < size)).all(1)
     image = np.zeros(size[::-1], np.int32)
@@ -192,7 +196,7 @@ def _shifted(r: Recording, i: int, latency: float) -> FloatArray:
 
 def has_outline(recording: Recording) -> bool:
     """Whether the links of a Franka arm are known, which the outline needs."""
-    return recording.bodies.shape[1] == len(_LINKS)
+    return recording.bodies.shape[1] == len(_LINKS) + 1
 
 
 def align(

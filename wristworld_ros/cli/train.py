@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wristworld_ros.errors import WristWorldError
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; a killed run continues from its last checkpoint when started again."""
-    from wristworld_ros.training.loop import LoopConfig
+    from wristworld_ros.training.loop import LoopConfig, leave_processes
 
     steps, batch_size, rate = DEFAULTS[args.network]
     loop = LoopConfig(
@@ -64,38 +64,40 @@ def run(args: argparse.Namespace) -> int:
         minutes=args.minutes,
         seed=args.seed,
     )
-    if args.recordings:
-        return _from_recordings(args, loop)
+    scores = _from_recordings(args, loop) if args.recordings else _from_shards(args, loop)
+    print(json.dumps(scores, indent=2))
+    leave_processes()
+    return 0
+
+
+def _from_shards(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:
     if args.shards is None or args.val is None:
         raise WristWorldError("train needs --shards and --val (wristworld simulate makes them)")
     if args.network == "stage1":
         from wristworld_ros.training.stage1 import train_stage1
 
-        scores = train_stage1(args.shards, args.val, args.work, args.out, loop, init=args.init)
-    elif args.network == "autoencoder":
+        return train_stage1(args.shards, args.val, args.work, args.out, loop, init=args.init)
+    if args.network == "autoencoder":
         from wristworld_ros.training.autoencoder import train_autoencoder
 
-        scores = train_autoencoder(args.shards, args.val, args.work, args.out, loop)
-    else:
-        from wristworld_ros.training.stage2 import train_stage2
+        return train_autoencoder(args.shards, args.val, args.work, args.out, loop)
+    from wristworld_ros.training.stage2 import train_stage2
 
-        if args.stage1 is None or args.autoencoder is None:
-            raise WristWorldError("train stage2 needs --stage1 and --autoencoder (trained weights)")
-        scores = train_stage2(
-            args.shards,
-            args.val,
-            args.work,
-            args.out,
-            loop,
-            args.stage1,
-            args.autoencoder,
-            args.episodes,
-        )
-    print(json.dumps(scores, indent=2))
-    return 0
+    if args.stage1 is None or args.autoencoder is None:
+        raise WristWorldError("train stage2 needs --stage1 and --autoencoder (trained weights)")
+    return train_stage2(
+        args.shards,
+        args.val,
+        args.work,
+        args.out,
+        loop,
+        args.stage1,
+        args.autoencoder,
+        args.episodes,
+    )
 
 
-def _from_recordings(args: argparse.Namespace, loop: LoopConfig) -> int:
+def _from_recordings(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:
     from wristworld_ros.reconstruction.matching import XFeatSource
     from wristworld_ros.training.wrist_video import read_recording, train_wrist_video
 
@@ -109,6 +111,4 @@ def _from_recordings(args: argparse.Namespace, loop: LoopConfig) -> int:
         [read_recording(path, source, stride=args.stride) for path in paths]
         for paths in (args.recordings, args.val_recordings)
     )
-    scores = train_wrist_video(recordings, val, args.work, args.out, loop, args.init)
-    print(json.dumps(scores, indent=2))
-    return 0
+    return train_wrist_video(recordings, val, args.work, args.out, loop, args.init)

@@ -73,6 +73,12 @@ def is_main_process() -> bool:
     return bool(PartialState().is_main_process)
 
 
+def leave_processes() -> None:
+    """To be called last of all in every process; a process that just ends can be aborted."""
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
+
+
 def rank_seed(seed: int, rank: int) -> int:
     """Seed of a process: ``seed`` itself for the first, unrelated ones for the others."""
     return seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])

@@ -27,7 +27,7 @@ from wristworld_ros.reconstruction.pose_encoding import (
     fov_from_intrinsics,
 )
 from wristworld_ros.reconstruction.spc import SpcLoss, spc_loss
-from wristworld_ros.training.loop import LoopConfig, train, training_record
+from wristworld_ros.training.loop import LoopConfig, is_main_process, train, training_record
 from wristworld_ros.training.shard_data import Batch, ShardSet
 from wristworld_ros.weights import load_matching, read_config, save_weights
 
@@ -456,7 +456,7 @@ def train_stage1(
         for name, known in KNOWLEDGE.items()
         for views in (1, 2, 3)
     }
-    save_weights(
-        out, model, model.config_dict(), {"training": record, "scores": {"split": "val", **scores}}
-    )
+    if is_main_process():
+        info = {"training": record, "scores": {"split": "val", **scores}}
+        save_weights(out, model, model.config_dict(), info)
     return scores["calibrated/3"]
