@@ -40,6 +40,8 @@ _LEAST_MOTION_PX = 6.0
 ROUNDS_PX = (5.0, 3.5, 2.5, 2.5)
 #: Focal lengths that the search starts from, as shares of the image's width.
 _FOCAL_SHARES = (0.45, 0.9)
+#: RMS rotation of the hand about its second axis below which the mount stays open [rad].
+_LEAST_TURN = np.deg2rad(2.0)
 #: Where fixed cameras are assumed to look, and from how far, for the start [m].
 _TARGET, _DISTANCE = np.array([0.45, 0.0, 0.25]), 1.0
 
@@ -109,8 +111,10 @@ def calibrate_wrist(
         points: tracks that the last solution uses at most.
 
     Raises:
-        CalibrationError: no wrist pictures, too few tracks, or no start that explains them.
+        CalibrationError: no wrist pictures, a hand that turned about one axis only, too few tracks,
+            or no start that explains them.
     """
+    _check_turns(recordings)
     videos = [_wrist(r) for r in recordings]
     height, width = _one_size([v.shape[1:3] for v in videos], "wrist")
     still = still_pixels(videos)
@@ -277,6 +281,25 @@ def arm_tracks(recording: Recording, name: str) -> Tracks:
 
 
 # --- parts of the problem ------------------------------------------------------------------------
+
+
+def _check_turns(recordings: Sequence[Recording]) -> None:
+    """Raise CalibrationError unless the hand turned about two axes.
+
+    Turning about one axis leaves the mount's translation along it open (Tsai and Lenz, 1989).
+    """
+    turns = []
+    for r in recordings:
+        rotation = Rotation.from_matrix(r.hand[:, :3, :3])
+        turns.append((rotation.mean().inv() * rotation).as_rotvec())
+    every = np.concatenate(turns)
+    spread = np.linalg.svd(every, compute_uv=False) / np.sqrt(len(every))
+    if spread[1] < _LEAST_TURN:
+        raise CalibrationError(
+            f"the hand turned by {np.degrees(spread[0]):.1f} deg (RMS) about one axis but "
+            f"{np.degrees(spread[1]):.1f} deg about others; the mount needs "
+            f"{np.degrees(_LEAST_TURN):.0f} deg. Record motion that tilts the hand."
+        )
 
 
 def _wrist(recording: Recording) -> NDArray[np.uint8]:
