@@ -9,7 +9,9 @@ WORKERS ?= 2
 REALDATA ?= ../shared/realdata
 REAL_IDS ?= val_199 val_899 val_1799 val_18599
 SPLITS := test-objects:30 test-cameras:40 test-mount:50 test-robot:60 test-all:70
-EVALUATE = $(PY) -m wristworld_ros.cli.main evaluate stage2 --split
+WW = $(PY) -m wristworld_ros.cli.main
+EVALUATE = $(WW) evaluate stage2 --split
+STATION := $(REALDATA)/station
 
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install -qq --disable-pip-version-check
@@ -31,7 +33,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test lint format bench figures train hooks clean distclean
+.PHONY: help setup demo test lint format bench figures station train hooks clean distclean
 
 help: ## this list
 	@echo 'make TARGET [VARIABLE=value]'
@@ -66,20 +68,28 @@ format: setup ## let ruff rewrite the code
 bench: setup ## all benchmarks, each prints its table
 	for file in $(sort $(wildcard benchmarks/bench_*.py)); do echo "== $$file"; $(PY) $$file $(ARGS); done
 
-figures: setup ## measure the figures of README.md again: docs/results, docs/*.png (7 minutes)
+figures: setup ## measure the figures of README.md again: docs/results, docs/*.png (20 minutes)
+	$(WW) evaluate stage1 --split test-iid --sequences 0 --json docs/results/stage1.json
+	$(WW) evaluate stage1 --split test-iid --sequences 0 --source fused --json docs/results/fused.json
 	$(EVALUATE) test-iid --seeds 200000:200020 --json docs/results/test-iid.json
 	for split in $(SPLITS); do \
 	  $(EVALUATE) $${split%:*} --seeds $${split#*:}0000:$${split#*:}0010 \
 	    --geometry kinematic calibrated --json docs/results/$${split%:*}.json; done
 	rm -rf out/figures && mkdir -p out/figures
-	$(PY) -m wristworld_ros.cli.main demo --out out/figures/demo
+	$(WW) demo --out out/figures/demo
 	cp out/figures/demo/metrics.json docs/results/demo.json
 	cp out/figures/demo/contact_sheet.png docs/demo.png
 	for id in $(REAL_IDS); do \
-	  $(PY) -m wristworld_ros.cli.main import $(REALDATA)/droid/$$id out/figures/$$id.mcap; \
-	  $(PY) -m wristworld_ros.cli.main run out/figures/$$id.mcap --out out/figures/$$id; \
+	  $(WW) import $(REALDATA)/droid/$$id out/figures/$$id.mcap; \
+	  $(WW) run out/figures/$$id.mcap --out out/figures/$$id; \
 	  cp out/figures/$$id/metrics.json docs/results/real_$$id.json; done
 	cp out/figures/$(firstword $(REAL_IDS))/contact_sheet.png docs/real.png
+	$(PY) tools/readme_figures.py
+
+station: setup ## calibrate the real station again: docs/results/station.json (15 minutes)
+	$(WW) calibrate $(addprefix $(STATION)/,0001 0003 0005 0007 0008 0011 0013) \
+	  --hold-out $(STATION)/0004 $(STATION)/0010 --out out/station/calibration.yaml \
+	  --json docs/results/station.json --pictures out/station
 	$(PY) tools/readme_figures.py
 
 train: setup ## how to train the models again

@@ -40,7 +40,7 @@ def read(name: str) -> dict[str, Any]:
     """One result; an error says which command makes it."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
-        sys.exit(f"error: {path} is missing; `make figures` makes it.")
+        sys.exit(f"error: {path} is missing; `make figures` (station: `make station`) makes it.")
     return json.loads(path.read_text())
 
 
@@ -82,6 +82,72 @@ def iid() -> list[str]:
         f"{score(scores['mean_image'])}, the one flat colour that fits best "
         f"{score(scores['flat_colour_oracle'])}.",
     ]
+    return lines
+
+
+def stage1() -> list[str]:
+    """Stage 1 alone: pose, depth, and what it says of itself."""
+    document, fused = read("stage1"), read("fused")
+    lines = [
+        "Stage 1 alone, the same episodes (`wristworld evaluate stage1`): pose error median and "
+        "90th percentile; depth error (AbsRel) over all pixels, and over those above the table; "
+        "share of the drawn pixels whose depth is more than 5 % wrong, and near the wrist "
+        "(< 12 cm):",
+        "",
+        row("what is known", "wrist pose", "depth", "drawn depth wrong", "pose inside 90 % bound"),
+        row("---", "---", "---", "---", "---"),
+    ]
+    for name, words in list(GEOMETRY.items())[1:]:
+        r = document["results"][name]
+        pose = inside = "known"
+        if name != "kinematic":
+            mm, deg = r["pose_mm"], r["pose_deg"]
+            pose = (
+                f"{mm['median']:.0f} ({mm['p90']:.0f}) mm / {deg['median']:.1f} "
+                f"({deg['p90']:.1f}) deg"
+            )
+            bounds = r["pose_bounds"]
+            inside = " / ".join(f"{bounds[k]['90%']:.0%}" for k in ("translation", "rotation"))
+        depth, wrong = r["depth"], r["wrong_share"]
+        lines.append(
+            row(
+                words,
+                pose,
+                f"{depth['all']['abs_rel']:.1%}, above {depth['above']['abs_rel']:.1%}",
+                f"{wrong['all']:.0%}, near {wrong['near']:.0%}",
+                inside,
+            )
+        )
+    first, last = fused["seeds"]
+    mount = fused["mount"]
+    error = mount["60"]
+    return [
+        *lines,
+        "",
+        f"`fused` from a mount that is 20 mm / 4 deg off, after 60 frames ({last - first} "
+        f"episodes): {error['mm']['median']:.1f} ({error['mm']['p90']:.1f}) mm / "
+        f"{error['deg']['median']:.1f} ({error['deg']['p90']:.1f}) deg, "
+        f"{error['inside']:.0%} inside the stated 90 % bound.",
+    ]
+
+
+def station() -> list[str]:
+    """The real station: how well the calibration predicts held-out recordings."""
+    document = read("station")
+    lines = [
+        "`make station`, real recordings of one station (seven to calibrate on, two held out; "
+        "320 x 192 px), reprojection error on the held-out ones, median (90th percentile):",
+        "",
+        row("held out", "camera", "tracks [px]", "outline of the arm [px]"),
+        row("---", "---", "---", "---"),
+    ]
+    for name, wrist in document["wrist"]["held_out"].items():
+        lines.append(row(name, "wrist", f"{wrist['median']:.2f} ({wrist['p90']:.2f})", ""))
+        for camera, placed in document["held_out"][name].items():
+            tracks, edge = placed["tracks"], placed["outline"]
+            outline = f"{edge['median_px']:.2f} ({edge['p90_px']:.2f})" if edge else "-"
+            cells = (name, camera, f"{tracks['median']:.2f} ({tracks['p90']:.2f})", outline)
+            lines.append(row(*cells))
     return lines
 
 
@@ -154,7 +220,14 @@ def real() -> list[str]:
     return lines
 
 
-SECTIONS = {"iid": iid, "splits": splits, "live": live, "real": real}
+SECTIONS = {
+    "iid": iid,
+    "stage1": stage1,
+    "splits": splits,
+    "live": live,
+    "real": real,
+    "station": station,
+}
 
 
 def filled(page: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 from wristworld_ros.data.knowledge import restrict
 from wristworld_ros.data.simulation.episode import simulate_episode
 from wristworld_ros.evaluation.baselines import flat_colour, inpainted_splat
+from wristworld_ros.evaluation.fusion import START, evaluate_fusion
 from wristworld_ros.evaluation.metrics import psnr
 from wristworld_ros.generation import Generator
 from wristworld_ros.reconstruction import Reconstructor
@@ -56,6 +57,14 @@ def test_every_part_says_how_it_was_made(part):
     assert len(document["training"]["commit"]) >= 12
     assert document["training"]["hardware"]["cores"] >= 1
     assert document["scores"]["split"] == "val"
+
+
+def test_fused_finds_most_of_a_mount_that_is_off():
+    result = evaluate_fusion(SPLIT, [SEED], frames=12)
+    assert START[0] == 0.02 and START[1] == pytest.approx(np.deg2rad(4))
+    error = result["12"]
+    assert error["mm"]["median"] < 10 and error["deg"]["median"] < 3
+    assert result["refused"] == result["false_bumps"] == 0
 
 
 def test_all_weights_together_are_small():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from ros_bench import CAMERAS, NODES, Bench
 from sensor_msgs.msg import CompressedImage
 
 from wristworld_ros.data.messages import decode_image, decode_point_cloud, decode_transform
+from wristworld_ros.geometry.transforms import from_quaternion
 from wristworld_ros.msg import GenerationStatus, WristEstimate
+from wristworld_ros.reconstruction.calibration_file import StationCalibration, save_calibration
 from wristworld_ros.types import CameraModel
 
 pytestmark = pytest.mark.ros
@@ -56,6 +60,47 @@ def test_every_output_carries_the_stamp_of_the_anchor_images(
     assert status.state == GenerationStatus.STATE_GENERATING and status.mode == "stream"
     assert status.frames_in == status.frames_out == 3 and len(status.model_sha256) == 64
     assert dict(zip(status.latency_stages, status.latency_seconds, strict=True))["denoise"] > 0
+
+
+def test_fused_goes_on_from_the_saved_mount(
+    bench: Bench, anchor_camera: CameraModel, tmp_path: Path
+) -> None:
+    """The file's mount corrects TF's; the node says that one frame tells it nothing more."""
+    path = tmp_path / "station.yaml"
+    mount = from_quaternion([0.02, 0.0, -0.01], [0.0, 0.0, 0.0, 1.0])
+    covariances = {"mount": 1e-6 * np.eye(6)}
+    saved = StationCalibration(mount, covariances=covariances, hand_frame="another_frame")
+    save_calibration(path, saved)
+    bench.to_unconfigured("reconstruction_node")
+    changes = {"pose_source": "fused", "calibration_file": str(path)}
+    assert not bench.set("reconstruction_node", **changes)
+    assert not bench.transition("reconstruction_node", "configure")
+    bench.wait_for_problem("reconstruction_node: lifecycle", "another_frame", "Set wrist_frame")
+
+    save_calibration(path, replace(saved, hand_frame="wrist_camera_optical_frame"))
+    bench.restart(**changes)
+    stamp = bench.send_set(anchor_camera)
+    bench.wait("an estimate", lambda: stamp in bench.stamps("/wrist/estimate"))
+    estimate = bench.received["/wrist/estimate"][-1]
+    assert estimate.source == WristEstimate.SOURCE_FUSED
+    # The hand looks down from (0.5, 0, 0.4): x right, z down.
+    place = estimate.pose.pose.position
+    np.testing.assert_allclose([place.x, place.y, place.z], [0.52, 0.0, 0.41], atol=1e-6)
+    bench.wait_for_problem("reconstruction_node: mount", "the given mount is used")
+
+
+def test_points_in_the_frame_of_the_first_camera_and_no_more_than_asked(
+    bench: Bench, anchor_camera: CameraModel
+) -> None:
+    bench.restart(pose_source="kinematic", points_frame="anchor", max_points=50)
+    stamp = bench.send_set(anchor_camera)
+    bench.wait("points", lambda: stamp in bench.stamps("/wrist/points"))
+    message = bench.received["/wrist/points"][-1]
+    assert message.header.frame_id == f"{CAMERAS[0]}_optical_frame"
+    points, _, _ = decode_point_cloud(message)
+    assert 1 <= len(points) <= 50
+    # Both cameras look down from 0.6 m; what they see lies before them.
+    assert (points[:, 2] > 0).all()
 
 
 def test_every_frame_is_accounted_for_when_the_nodes_cannot_keep_up(

@@ -32,6 +32,14 @@ def random_pose(seed):
     return torch.from_numpy(T).float()
 
 
+def two_views():
+    """A tiny model, two pictures, and their calibration."""
+    torch.manual_seed(0)
+    K = torch.tensor([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]]).expand(1, 2, 3, 3)
+    T = torch.stack([random_pose(0), random_pose(1)])[None]
+    return Stage1Model(TINY).eval(), torch.rand(1, 2, 3, 64, 64), K, T
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_keypoints_of_a_pose_give_it_back(seed):
     T = random_pose(seed)
@@ -146,11 +154,7 @@ def test_any_number_of_views_and_aspect(views, size):
 
 
 def test_unknown_calibration_is_not_looked_at():
-    torch.manual_seed(0)
-    model = Stage1Model(TINY).eval()
-    x = torch.rand(1, 2, 3, 64, 64)
-    K = torch.tensor([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]]).expand(1, 2, 3, 3)
-    T = torch.stack([random_pose(0), random_pose(1)])[None]
+    model, x, K, T = two_views()
     with torch.no_grad():
         nothing = model(x)
         unknown = model(x, K, T, torch.tensor([[False, False]]))
@@ -162,11 +166,7 @@ def test_unknown_calibration_is_not_looked_at():
 
 def test_known_poses_of_the_anchors_place_the_wrist():
     """The wrist is estimated in the base frame; the known anchors carry it to the first anchor."""
-    torch.manual_seed(0)
-    model = Stage1Model(TINY).eval()
-    x = torch.rand(1, 2, 3, 64, 64)
-    K = torch.tensor([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]]).expand(1, 2, 3, 3)
-    T = torch.stack([random_pose(0), random_pose(1)])[None]
+    model, x, K, T = two_views()
     with torch.no_grad():
         out = model(x, K, T, torch.tensor([[True, True]]))
     torch.testing.assert_close(out.T_base_anchor, T)
@@ -193,11 +193,7 @@ def test_the_wrist_pose_fits_the_close_keypoints():
 
 
 def test_the_scene_alone_is_the_same_scene():
-    torch.manual_seed(0)
-    model = Stage1Model(TINY).eval()
-    x = torch.rand(1, 2, 3, 64, 64)
-    K = torch.tensor([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]]).expand(1, 2, 3, 3)
-    T = torch.stack([random_pose(0), random_pose(1)])[None]
+    model, x, K, T = two_views()
     with torch.no_grad():
         whole = model(x, K, T, torch.tensor([[True, True]]))
         scene = model.scene(x, K, T)
@@ -212,6 +208,16 @@ def test_base_plane_is_seen_from_above():
     T[..., 2, 3] = 0.8
     K = torch.tensor([[60.0, 0, 32], [0, 60, 24], [0, 0, 1]]).expand(1, 1, 3, 3)
     torch.testing.assert_close(base_plane(K, T, (48, 64)), torch.full((1, 1, 48, 64), 0.8))
+
+
+def test_bfloat16_training_stays_close_to_float32():
+    model, x, K, T = two_views()
+    with torch.no_grad():
+        exact = model.scene(x, K, T)
+        model.bf16 = True
+        half = model.scene(x, K, T)
+    assert half.depth.dtype == torch.float32
+    assert 0 < (half.depth / exact.depth - 1).abs().max() < 0.1
 
 
 def test_sizes_that_do_not_fit_are_refused():

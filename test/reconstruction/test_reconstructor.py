@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from wristworld_ros.errors import CalibrationError, InvalidInputError, WeightsEr
 from wristworld_ros.geometry.transforms import from_quaternion, invert, pose_error
 from wristworld_ros.reconstruction import Reconstructor, ReconstructorConfig
 from wristworld_ros.reconstruction.backbone import BackboneConfig
+from wristworld_ros.reconstruction.bundle import Prior
 from wristworld_ros.reconstruction.model import Stage1Model
 from wristworld_ros.reconstruction.reconstructor import cross_view_error
 from wristworld_ros.types import AnchorFrame, AnchorView, CameraModel
@@ -110,6 +112,51 @@ def test_fused_keeps_the_given_mount_until_the_hand_has_moved(model):
     assert fused.mount_estimator.estimate().reason
     with pytest.raises(CalibrationError, match="'fused'.*no wrist pose"):
         fused(frame(T_world_wrist=None))
+
+
+def test_fused_starts_from_a_saved_mount_and_again_when_a_camera_was_moved(model):
+    offset = from_quaternion([0.02, -0.01, 0.0], [0, 0, 0, 1])
+    fused = Reconstructor(model, pose_source="fused", mount=Prior.from_sigma(offset, (1e-3, 1e-2)))
+    result = fused(frame())
+    assert pose_error(result.estimate.T_world_wrist, POSE @ offset) == (0, 0)
+    first = fused.mount_estimator
+    turned = POSE @ from_quaternion([0.1, 0, 0], [0, 0, np.sin(0.2), np.cos(0.2)])
+    fused(frame(T_world_wrist=turned))
+    assert fused.mount_estimator is first
+    left, right = frame().views
+    moved = dataclasses.replace(right, T_world_camera=DOWN)
+    fused(frame(views=(left, moved), T_world_wrist=turned))
+    assert fused.mount_estimator is not first
+    assert fused.mount_estimator.estimate().frames == 1
+
+
+def test_lens_distortion_is_removed_from_picture_and_depth(model):
+    """A view that is distorted and then calibrated as such gives the condition map of the plain
+    one, up to what resampling loses."""
+    camera = CameraModel(frame().views[0].camera.K, 64, 64, "plumb_bob", (-0.4, 0.0, 0.0, 0.0))
+    plain = frame().views[0]
+    u, v = np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5)
+    x = (np.stack([u, v], -1) - camera.K[:2, 2]) / camera.K[[0, 1], [0, 1]]
+    ideal = x.copy()
+    for _ in range(20):  # pixel of the plain view that each distorted pixel shows
+        ideal = x / (1 - 0.4 * (ideal**2).sum(-1, keepdims=True))
+    place = (ideal * camera.K[[0, 1], [0, 1]] + camera.K[:2, 2] - 0.5).astype(np.float32)
+    image = cv2.remap(plain.image, place[..., 0], place[..., 1], cv2.INTER_LINEAR)
+    depth = cv2.remap(plain.depth, place[..., 0], place[..., 1], cv2.INTER_NEAREST)
+    bent = dataclasses.replace(plain, image=image, depth=depth, camera=camera)
+    unaware = dataclasses.replace(bent, camera=plain.camera)
+    corner = POSE.copy()
+    corner[:2, 3] += 0.2  # where distortion is strong
+    truth, got, wrong = (
+        Reconstructor(model)(frame(views=(view,), T_world_wrist=corner)).condition
+        for view in (plain, bent, unaware)
+    )
+    both = truth.mask & got.mask & wrong.mask
+    error, off = (
+        np.abs(c.image[both].astype(float) - truth.image[both]).mean() for c in (got, wrong)
+    )
+    assert 3 * error < off and off > 1.5
+    np.testing.assert_allclose(got.depth[both], truth.depth[both], atol=0.01)
 
 
 def test_untrusted_points_hide_what_is_behind_them_when_asked(model):

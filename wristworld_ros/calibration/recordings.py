@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wristworld_ros.data.bags import BagReader
 from wristworld_ros.data.frames import BagFrames
-from wristworld_ros.data.kinematics import FRANKA_DH, FRANKA_JOINTS
+from wristworld_ros.data.kinematics import FRANKA_JOINTS, franka_frames
 from wristworld_ros.data.video_folder import decode_video, read_video_folder
 from wristworld_ros.errors import BagError
 from wristworld_ros.geometry.transforms import invert
@@ -63,30 +63,11 @@ def read_recording(
     return _read_bag(path, base_frame, hand_frame)
 
 
-def franka_links(joints: FloatArray) -> FloatArray:
-    """T x 6 x 4 x 4 poses in the base of links 2 to 7 of a Franka arm; joints: T x 7 [rad].
-
-    The frames are those of Craig's Denavit-Hartenberg convention (``FRANKA_DH``).
-    """
-    T = np.broadcast_to(np.eye(4), (len(joints), 4, 4))
-    links = []
-    for (a, d, alpha), theta in zip(FRANKA_DH[:7], joints.T, strict=True):
-        c, s, ca, sa = np.cos(theta), np.sin(theta), np.cos(alpha), np.sin(alpha)
-        step = np.zeros((len(joints), 4, 4))
-        step[:, 0, 0], step[:, 0, 1], step[:, 0, 3] = c, -s, a
-        step[:, 1, 0], step[:, 1, 1], step[:, 1, 2], step[:, 1, 3] = s * ca, c * ca, -sa, -d * sa
-        step[:, 2, 0], step[:, 2, 1], step[:, 2, 2], step[:, 2, 3] = s * sa, c * sa, ca, d * ca
-        step[:, 3, 3] = 1
-        T = T @ step
-        links.append(T)
-    return np.stack(links[1:], 1)
-
-
 def _bodies(hand: FloatArray, joints: list[Mapping[str, float] | None]) -> FloatArray:
     """Links of the arm where joint states tell them, then the hand; T x L x 4 x 4."""
     known = [j for j in joints if j is not None and all(n in j for n in FRANKA_JOINTS)]
     if len(known) == len(hand):
-        links = franka_links(np.array([[j[n] for n in FRANKA_JOINTS] for j in known]))
+        links = franka_frames(np.array([[j[n] for n in FRANKA_JOINTS] for j in known]))[:, 1:7]
         mount = np.stack([invert(a) @ b for a, b in zip(links[:, -1], hand, strict=True)])
         if np.ptp(mount[:, :3, 3], axis=0).max() < _RIGID:
             return np.concatenate([links[:, :-1], hand[:, None]], 1)

@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         station_file,
     )
     from wristworld_ros.errors import InvalidInputError
+    from wristworld_ros.provenance import provenance
     from wristworld_ros.reconstruction.calibration_file import save_calibration
 
     if args.aspect is not None and not 0.2 < args.aspect < 5:
@@ -93,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.out.parent}/<recording>.yaml: as in each recording")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(metrics(result), indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({**metrics(result), "provenance": provenance()}, indent=1) + "\n"
+        )
     if args.pictures:
         args.pictures.mkdir(parents=True, exist_ok=True)
         for name, sheet in held_out_pictures(result, held_out).items():

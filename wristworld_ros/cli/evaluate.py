@@ -155,7 +155,15 @@ def _stage1(args: argparse.Namespace) -> dict[str, Any]:
             "sequences": args.sequences,
             "results": results,
         }
+        if kinds == ["fused"]:
+            from wristworld_ros.evaluation.fusion import evaluate_fusion
+
+            record["mount"] = evaluate_fusion(
+                args.split, seeds, anchors=args.anchors, model=str(folder)
+            )
     print(stage1_table(record["results"]))
+    if "mount" in record:
+        print(mount_table(record["mount"]))
     for name, why in record.get("unscored", {}).items():
         print(f"not scored: {name}: {why}")
     return {**record, "provenance": _provenance(folder, ["stage1"])}
@@ -241,6 +249,20 @@ def stage1_table(results: dict[str, Any]) -> str:
                 for n, v in r["stability"].items()
             )
             lines.append(f"  between frames                    {parts}")
+    return "\n".join(lines)
+
+
+def mount_table(mount: dict[str, Any]) -> str:
+    """Error of the mount over the number of frames."""
+    lines = ["mount, from 20 mm / 4 deg off: error median (p90), share inside the 90 % bound"]
+    for name, r in mount.items():
+        if name.isdigit():
+            mm, deg = r["mm"], r["deg"]
+            lines.append(
+                f"  after {name:>2} frames  {mm['median']:5.1f} ({mm['p90']:.1f}) mm  "
+                f"{deg['median']:.1f} ({deg['p90']:.1f}) deg  {r['inside']:.0%}"
+            )
+    lines.append(f"  refused in {mount['refused']} episodes, false bumps {mount['false_bumps']}")
     return "\n".join(lines)
 
 

@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="stage1, stage2: train in bfloat16")
     parser.add_argument("--init", type=Path, help="stage1: start from these weights")
     parser.add_argument("--episodes", type=int, help="stage2: use so many of the shards")
     parser.add_argument("--stage1", type=Path, help="stage2: weights of stage 1")
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         learning_rate=args.learning_rate or rate,
         minutes=args.minutes,
         seed=args.seed,
+        bf16=args.bf16,
     )
     scores = _from_recordings(args, loop) if args.recordings else _from_shards(args, loop)
     print(json.dumps(scores, indent=2))

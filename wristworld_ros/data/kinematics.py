@@ -38,18 +38,28 @@ def franka_flange(joints: Sequence[float] | Mapping[str, float]) -> FloatArray:
     angles = np.asarray(joints, np.float64)
     if angles.shape != (7,) or not np.isfinite(angles).all():
         raise InvalidInputError(f"joint angles {angles.tolist()}: need 7 finite values [rad].")
-    T = np.eye(4)
-    for (a, d, alpha), theta in zip(FRANKA_DH, (*angles, 0.0), strict=True):
-        ct, st, ca, sa = np.cos(theta), np.sin(theta), np.cos(alpha), np.sin(alpha)
-        T = T @ np.array(
-            [
-                [ct, -st, 0, a],
-                [st * ca, ct * ca, -sa, -d * sa],
-                [st * sa, ct * sa, ca, d * ca],
-                [0, 0, 0, 1],
-            ]
-        )
-    return T
+    return franka_frames(angles[None])[0, -1]
+
+
+def franka_frames(joints: FloatArray) -> FloatArray:
+    """Frames of joints 1 to 7 and of the flange in the base, T x 8 x 4 x 4.
+
+    Args:
+        joints: T x 7 [rad].
+    """
+    angles = np.concatenate([joints, np.zeros((len(joints), 1))], 1)
+    T = np.broadcast_to(np.eye(4), (len(joints), 4, 4))
+    frames = []
+    for (a, d, alpha), theta in zip(FRANKA_DH, angles.T, strict=True):
+        c, s, ca, sa = np.cos(theta), np.sin(theta), np.cos(alpha), np.sin(alpha)
+        step = np.zeros((len(joints), 4, 4))
+        step[:, 0, 0], step[:, 0, 1], step[:, 0, 3] = c, -s, a
+        step[:, 1, 0], step[:, 1, 1], step[:, 1, 2], step[:, 1, 3] = s * ca, c * ca, -sa, -d * sa
+        step[:, 2, 0], step[:, 2, 1], step[:, 2, 2], step[:, 2, 3] = s * sa, c * sa, ca, d * ca
+        step[:, 3, 3] = 1
+        T = T @ step
+        frames.append(T)
+    return np.stack(frames, 1)
 
 
 def pose_from_xyz_rpy(values: Sequence[float]) -> FloatArray:

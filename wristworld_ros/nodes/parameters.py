@@ -148,6 +148,12 @@ class ReconstructionParameters(NodeParameters):
         "",
         "YAML file that pose source fused starts from where it exists, and writes at cleanup.",
     )
+    points_frame: str = parameter(
+        "world",
+        "Frame of wrist/points: world_frame, or the optical frame of the first camera. Without "
+        "calibration it is always the latter.",
+        choices=("world", "anchor"),
+    )
     max_points: int = parameter(
         100_000,
         "Most points on wrist/points; a larger cloud is thinned evenly, most trusted points first.",

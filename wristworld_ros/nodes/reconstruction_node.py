@@ -30,8 +30,9 @@ from wristworld_ros.data.messages import (
     tf_fields,
     transform_fields,
 )
-from wristworld_ros.errors import TransformLookupError
-from wristworld_ros.geometry.cloud import limit_points
+from wristworld_ros.errors import CalibrationError, TransformLookupError
+from wristworld_ros.geometry.cloud import limit_points, move_points
+from wristworld_ros.geometry.transforms import invert
 from wristworld_ros.msg import WristEstimate as WristEstimateMessage
 from wristworld_ros.nodes import qos
 from wristworld_ros.nodes.base import Refusal, WristNode
@@ -43,9 +44,9 @@ from wristworld_ros.nodes.parameters import ReconstructionParameters
 from wristworld_ros.nodes.process import run_node
 from wristworld_ros.nodes.transforms import TransformListener
 from wristworld_ros.nodes.wrist_camera import at_model_size, from_parameters
+from wristworld_ros.reconstruction.bundle import Prior
 from wristworld_ros.reconstruction.calibration_file import load_calibration, save_calibration
-from wristworld_ros.reconstruction.fusion import MountEstimator
-from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS
+from wristworld_ros.reconstruction.fusion import MountEstimator, mount_prior
 from wristworld_ros.types import (
     AnchorFrame,
     AnchorView,
@@ -79,7 +80,7 @@ class ReconstructionNode(WristNode[CameraSet]):
             pose_source=p.pose_source,
             wrist_camera=self._given_wrist_camera,
             device=p.device,
-            mount_estimator=self._saved_mount(),
+            mount=self._saved_mount(),
         )
         images = qos.image(p.output_reliability)
         self.advertise("wrist/estimate", M, qos.state())
@@ -97,29 +98,38 @@ class ReconstructionNode(WristNode[CameraSet]):
     def unload(self) -> None:
         """Keep the estimated mount, release the weights."""
         estimator = self._reconstructor.mount_estimator if self._reconstructor else None
-        if estimator is not None and self.parameters.calibration_file:
-            p = self.parameters
-            save_calibration(
-                p.calibration_file,
-                estimator.calibration(
-                    base_frame=p.world_frame, hand_frame=p.wrist_frame, made="reconstruction_node"
-                ),
-            )
         self._reconstructor = None
+        p = self.parameters
+        if estimator is None or not p.calibration_file or estimator.estimate().reason:
+            return
+        calibration = estimator.calibration(
+            base_frame=p.world_frame, hand_frame=p.wrist_frame, made="reconstruction_node"
+        )
+        try:
+            save_calibration(p.calibration_file, calibration)
+        except OSError as error:
+            self.get_logger().error(
+                f"the estimated mount could not be kept: {error}. Set calibration_file to a file "
+                "in a folder that can be written."
+            )
 
-    def _saved_mount(self) -> MountEstimator | None:
+    def _saved_mount(self) -> Prior | None:
         """What ``calibration_file`` holds; None without such a file, or for other pose sources.
 
         Raises:
-            CalibrationError: the file cannot be read, or holds no mount.
+            CalibrationError: the file cannot be read, holds no mount, or one of another frame.
         """
         p = self.parameters
         path = Path(p.calibration_file)
         if p.pose_source != "fused" or not p.calibration_file or not path.exists():
             return None
-        return MountEstimator.from_calibration(
-            load_calibration(path), keypoints=np.array(WRIST_KEYPOINTS)
-        )
+        calibration = load_calibration(path)
+        if calibration.hand_frame != p.wrist_frame:
+            raise CalibrationError(
+                f"calibration {path} is of a camera on frame '{calibration.hand_frame}', and "
+                f"wrist_frame is '{p.wrist_frame}'. Set wrist_frame to it, or take another file."
+            )
+        return mount_prior(calibration)
 
     def listen(self) -> None:
         """Cameras, their calibration, TF, joints, instruction."""
@@ -207,7 +217,7 @@ class ReconstructionNode(WristNode[CameraSet]):
             self._estimated_wrist_camera = result.estimate.camera
         stages = {"wait_for_transforms": waited, **result.latency}
         begun = time.monotonic()
-        self._publish_result(result, item, stages)
+        self._publish_result(result, item, frame.views[0], stages)
         latency = time.monotonic() - item.arrival
         stages["publish"] = time.monotonic() - begun
         self.frames.published(stages, latency)
@@ -316,7 +326,11 @@ class ReconstructionNode(WristNode[CameraSet]):
     # --- outputs ----------------------------------------------------------------------------------
 
     def _publish_result(
-        self, result: Reconstruction, item: CameraSet, stages: dict[str, float]
+        self,
+        result: Reconstruction,
+        item: CameraSet,
+        first: AnchorView,
+        stages: dict[str, float],
     ) -> None:
         p, stamp, estimate = self.parameters, result.stamp_ns, result.estimate
         virtual = p.virtual_frame
@@ -337,10 +351,14 @@ class ReconstructionNode(WristNode[CameraSet]):
             fill(Image(), image_fields(condition.image, "rgb8", stamp, virtual)),
         )
         if self.wanted("wrist/points"):
-            cloud = point_cloud_fields(
-                limit_points(result.cloud, p.max_points), stamp, result.world_frame
+            cloud, name = limit_points(result.cloud, p.max_points), result.world_frame
+            if p.points_frame == "anchor" and name == p.world_frame:
+                assert first.T_world_camera is not None
+                cloud = move_points(cloud, invert(first.T_world_camera))
+                name = item.frames[first.name].frame_id
+            self.publish(
+                "wrist/points", fill(PointCloud2(), point_cloud_fields(cloud, stamp, name))
             )
-            self.publish("wrist/points", fill(PointCloud2(), cloud))
         fields = {
             **estimate_fields(result, virtual),
             "latency": time.monotonic() - item.arrival,

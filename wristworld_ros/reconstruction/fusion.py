@@ -107,6 +107,20 @@ class MountEstimate:
         return T_base_hand @ self.T_hand_wrist, turn @ self.covariance @ turn.T
 
 
+def mount_prior(calibration: StationCalibration) -> Prior:
+    """The mount that a calibration holds.
+
+    Raises:
+        CalibrationError: it has no mount, or none with a covariance.
+    """
+    if calibration.mount is None or MOUNT not in calibration.covariances:
+        raise CalibrationError(
+            "the calibration has no mount with a covariance; 'fused' needs both to start from. "
+            "Remove the file to start from the given mount."
+        )
+    return Prior(calibration.mount, calibration.covariances[MOUNT])
+
+
 class MountEstimator:
     """Estimates the mount, and unknown fixed cameras, over a bounded window of frames.
 
@@ -411,10 +425,7 @@ class MountEstimator:
         Raises:
             CalibrationError: it has no mount, or none with a covariance.
         """
-        if calibration.mount is None or MOUNT not in calibration.covariances:
-            raise CalibrationError(
-                "the calibration has no mount with a covariance; 'fused' needs both to start from."
-            )
+        mount = mount_prior(calibration)
         priors = {
             name: Prior(calibration.cameras[name].T_base_camera, covariance)
             for name, covariance in calibration.covariances.items()
@@ -425,7 +436,7 @@ class MountEstimator:
             for name, placed in calibration.cameras.items()
         }
         return cls(
-            Prior(calibration.mount, calibration.covariances[MOUNT]),
+            mount,
             known,
             keypoints=keypoints,
             errors=errors,

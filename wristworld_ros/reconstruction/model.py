@@ -114,9 +114,6 @@ class Stage1Model(nn.Module):
     Backbone and dense heads see the pictures at half their size, the cut-outs of the wrist at full.
     """
 
-    #: Sides of the input are multiples of this times the backbone's patch size.
-    reduction = 2
-
     def __init__(self, config: BackboneConfig | None = None) -> None:
         super().__init__()
         self.config = config or BackboneConfig()
@@ -126,6 +123,14 @@ class Stage1Model(nn.Module):
         self.point_head = PointHead(self.depth_head.channels, cell=4)
         self.crop_head = CropHead(self.depth_head.channels)
         self.wrist_head = WristHead(self.config)
+        #: Run the backbone and the decoding of its tokens in bfloat16 (training); all that is
+        #: geometry stays in float32.
+        self.bf16 = False
+
+    @property
+    def side_step(self) -> int:
+        """Sides of the input are multiples of this [px]."""
+        return 2 * self.config.patch_size
 
     def forward(
         self,
@@ -198,8 +203,16 @@ class Stage1Model(nn.Module):
         if K is not None and known is not None:
             p = self.config.patch_size
             rays = pixel_rays(K, (H // p, W // p), p)
-        features = self.backbone(reduced, rays, T_world_camera, known)
-        return features, self.depth_head.decode(features), (H, W)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.backbone(reduced, rays, T_world_camera, known)
+            dense = self.depth_head.decode(features)
+        features = Features(
+            [t.float() for t in features.tokens],
+            tuple(s.float() for s in features.stem),
+            features.grid,
+            features.first_patch,
+        )
+        return features, dense.float(), (H, W)
 
     def _depth(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from wristworld_ros.geometry.cloud import cloud_from_depth, depth_edges, select_
 from wristworld_ros.geometry.depth_fusion import fuse_depth, resize_depth
 from wristworld_ros.geometry.splatting import splat
 from wristworld_ros.geometry.transforms import apply, invert
-from wristworld_ros.reconstruction.bundle import ErrorModel, Prior
+from wristworld_ros.reconstruction.bundle import Prior
 from wristworld_ros.reconstruction.fusion import MountEstimator
+from wristworld_ros.reconstruction.geometry_prediction import network_size
 from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1Output
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
@@ -39,6 +40,8 @@ from wristworld_ros.weights import load_weights, read_config
 
 POSE_SOURCES = ("auto", "kinematic", "learned", "fused")
 DEFAULT_WRIST_SIZE = (128, 128)
+#: What the covariance of a learned pose is scaled by for weights that come without scores on val.
+UNMEASURED_FACTOR = 10.0
 #: Standard deviations of a kinematic pose when nothing better is known: 2 mm, 0.5 degrees.
 KINEMATIC_SIGMA = (0.002, np.deg2rad(0.5))
 
@@ -54,7 +57,7 @@ class ReconstructorConfig:
             error of 2.8 %, and was chosen on val.
         occlude: points that are not drawn hide what lies behind them, so that the mask does not
             call a table measured where an untrusted gripper is before it. The shipped stage 2 was
-            not trained on such maps, which have 20 to 25 % more holes.
+            not trained on such maps, which have more holes.
         edge_threshold: relative depth jump at which predicted points are left out.
         use_measured_depth: measured depth is fused with predicted depth where there is any.
         mount_sigma: standard deviations per axis [m, rad] of the given mount, for ``fused``; 20 mm
@@ -93,7 +96,11 @@ class Reconstructor:
         wrist_camera: the camera to synthesise when a frame does not name one; else its field of
             view is estimated, at 128 x 128 px.
         scores: errors on val by kind of input, for the covariance of learned poses.
-        mount_estimator: what ``fused`` goes on from; it starts from the given mount when None.
+        mount: where ``fused`` starts, as a correction of the given wrist pose; none to
+            ``ReconstructorConfig.mount_sigma`` when None.
+
+    Attributes:
+        mount_estimator: of ``fused``, from its first frame on.
     """
 
     def __init__(
@@ -106,7 +113,7 @@ class Reconstructor:
         scores: dict[str, Any] | None = None,
         sha256: str = "",
         device: str = "cpu",
-        mount_estimator: MountEstimator | None = None,
+        mount: Prior | None = None,
     ) -> None:
         if pose_source not in POSE_SOURCES:
             raise InvalidInputError(f"pose source '{pose_source}' is not in {POSE_SOURCES}.")
@@ -117,7 +124,9 @@ class Reconstructor:
         self.config = config or ReconstructorConfig()
         self.scores = scores or {}
         self.sha256 = sha256
-        self.mount_estimator = mount_estimator
+        self.mount = mount or Prior.from_sigma(np.eye(4), self.config.mount_sigma)
+        self.mount_estimator: MountEstimator | None = None
+        self._anchors: dict[str, FloatArray] = {}
 
     @classmethod
     def from_pretrained(
@@ -128,7 +137,7 @@ class Reconstructor:
         wrist_camera: CameraModel | None = None,
         config: ReconstructorConfig | None = None,
         device: str = "cpu",
-        mount_estimator: MountEstimator | None = None,
+        mount: Prior | None = None,
     ) -> Reconstructor:
         """Load a model folder (the shipped ``mini`` when None), which has a ``stage1`` folder.
 
@@ -147,7 +156,7 @@ class Reconstructor:
             scores=document.get("scores"),
             sha256=digest,
             device=device,
-            mount_estimator=mount_estimator,
+            mount=mount,
         )
 
     def __call__(self, frame: AnchorFrame) -> Reconstruction:
@@ -158,6 +167,7 @@ class Reconstructor:
         """
         source = self._source(frame)
         clock = _Clock()
+        frame = _rectified(frame)
         given = frame.wrist_camera or self.wrist_camera
         output: Stage1Output | None = None
         if source != "kinematic" or given is None:
@@ -166,8 +176,9 @@ class Reconstructor:
             scene = self.predict_scene(frame)
         clock.lap("network")
         geometry = self._geometry(frame, scene)
-        points = self._cloud(geometry)
-        cloud = select_points(points, points.confidence >= self.config.min_confidence)
+        points = cloud = self._cloud(geometry)
+        if self.config.occlude:
+            cloud = select_points(points, points.confidence >= self.config.min_confidence)
         clock.lap("cloud")
         # The network's base frame is the world of calibrated anchors.
         T_base_first = scene.T_base_anchor[0, 0].double().cpu().numpy()
@@ -185,7 +196,7 @@ class Reconstructor:
             covariance = self._covariance(frame, output, T_world_base)
         camera = self._wrist_camera(given, output)
         condition = splat(
-            points if self.config.occlude else cloud,
+            points,
             T_world_wrist,
             camera,
             min_confidence=self.config.min_confidence,
@@ -226,18 +237,15 @@ class Reconstructor:
     def _fuse(self, frame: AnchorFrame, output: Stage1Output) -> tuple[FloatArray, FloatArray]:
         """Pose by kinematics and the mount that the window's pictures ask for; its covariance."""
         assert frame.T_world_wrist is not None
-        if self.mount_estimator is None:
-            cameras = {
-                v.name: v.T_world_camera for v in frame.views if v.T_world_camera is not None
-            }
+        anchors = {v.name: v.T_world_camera for v in frame.views if v.T_world_camera is not None}
+        if self.mount_estimator is None or not _same_poses(anchors, self._anchors):
+            self._anchors = anchors
             self.mount_estimator = MountEstimator(
-                Prior.from_sigma(np.eye(4), self.config.mount_sigma),
-                cameras,
-                keypoints=np.array(WRIST_KEYPOINTS),
-                errors=ErrorModel(lasting=self.scores.get("fused", {}).get("lasting", 1.0)),
+                self.mount, anchors, keypoints=np.array(WRIST_KEYPOINTS)
             )
-        names = [v.name for v in frame.views]
-        self.mount_estimator.add(observe(output, names, frame.T_world_wrist, frame.stamp_ns))
+        self.mount_estimator.add(
+            observe(output, list(anchors), frame.T_world_wrist, frame.stamp_ns)
+        )
         return self.mount_estimator.estimate().wrist_pose(frame.T_world_wrist)
 
     def predict(self, frame: AnchorFrame) -> Stage1Output:
@@ -254,14 +262,13 @@ class Reconstructor:
             return self.model.scene(images, K, T)
 
     def _inputs(self, frame: AnchorFrame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        first = frame.views[0].image
-        width, height = self._network_size(first.shape[1], first.shape[0])
+        frame = _rectified(frame)
+        h, w = frame.views[0].image.shape[:2]
+        height, width = network_size(h, w, self.config.network_size, self.model.side_step)
         images, Ks, poses = [], [], []
         for view in frame.views:
-            image, camera = view.image, view.camera
-            if camera is not None:
-                image, camera = rectify(image, camera)
-            images.append(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
+            camera = view.camera
+            images.append(cv2.resize(view.image, (width, height), interpolation=cv2.INTER_AREA))
             Ks.append(np.eye(3) if camera is None else camera.resized(width, height).K)
             poses.append(np.eye(4) if view.T_world_camera is None else view.T_world_camera)
         known = [[all(v.camera is not None for v in frame.views), frame.calibrated]]
@@ -273,14 +280,6 @@ class Reconstructor:
             torch.tensor(known, device=self.device),
         )
 
-    def _network_size(self, width: int, height: int) -> tuple[int, int]:
-        patch = self.model.config.patch_size * self.model.reduction
-        scale = self.config.network_size / max(width, height)
-        return (
-            max(patch, round(width * scale / patch) * patch),
-            max(patch, round(height * scale / patch) * patch),
-        )
-
     def _geometry(self, frame: AnchorFrame, scene: SceneOutput) -> _Geometry:
         """Views, depths and cameras at cloud resolution, in the world frame."""
         images, depths, confidences, cameras, poses = [], [], [], [], []
@@ -288,8 +287,6 @@ class Reconstructor:
         network = (2 * scene.depth.shape[-1], 2 * scene.depth.shape[-2])
         for i, view in enumerate(frame.views):
             image, camera = view.image, view.camera
-            if camera is not None:
-                image, camera = rectify(image, camera)
             height, width = image.shape[:2]
             scale = min(1.0, self.config.cloud_size / max(width, height))
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -308,10 +305,8 @@ class Reconstructor:
             confidence: NDArray = cv2.resize(1 - 1 / scene.confidence[0, i].cpu().numpy(), size)
             confidence[depth_edges(depth, self.config.edge_threshold)] = -1.0
             if self.config.use_measured_depth and view.depth is not None:
-                measured: NDArray = view.depth
-                if view.camera is not None:
-                    measured = rectify(measured, view.camera)[0]
-                depth, confidence = fuse_depth(depth, confidence, resize_depth(measured, size))
+                measured = resize_depth(view.depth, size)
+                depth, confidence = fuse_depth(depth, confidence, measured)
             reduced = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             images.append(np.asarray(reduced, np.uint8))
             depths.append(depth.astype(np.float32))
@@ -328,6 +323,7 @@ class Reconstructor:
             geometry.cameras,
             geometry.poses,
             geometry.confidences,
+            min_confidence=0.0 if self.config.occlude else self.config.min_confidence,
         )
 
     @staticmethod
@@ -350,16 +346,32 @@ class Reconstructor:
         elif all(v.camera is not None for v in frame.views):
             kind = "intrinsics"
         score = self.scores.get(f"{kind}/{min(len(frame.views), 3)}", {})
-        factors = [score.get("sigma_factor_t", 10.0)] * 3 + [score.get("sigma_factor_r", 10.0)] * 3
+        t, r = (score.get(f"sigma_factor_{part}", UNMEASURED_FACTOR) for part in "tr")
         turn = np.kron(np.eye(2), T_world_base[:3, :3])
-        scale = np.diag(factors)
+        scale = np.diag([t] * 3 + [r] * 3)
         fitted = output.wrist_covariance[0].double().cpu().numpy()
         return turn @ scale @ fitted @ scale @ turn.T
 
     def _confidence(self, cloud: PointCloud, coverage: float, source: str) -> float:
-        """Coverage times the mean confidence of the points; a learned pose counts half."""
+        """Coverage times the mean confidence of the points; half where the pose is estimated."""
         points = float(cloud.confidence.mean()) if len(cloud) else 0.0
         return coverage * points * (1.0 if source == "kinematic" else 0.5)
+
+
+def _same_poses(a: dict[str, FloatArray], b: dict[str, FloatArray]) -> bool:
+    return a.keys() == b.keys() and all(np.allclose(a[n], b[n], atol=1e-6) for n in a)
+
+
+def _rectified(frame: AnchorFrame) -> AnchorFrame:
+    """The frame with views that have no lens distortion."""
+    views = []
+    for view in frame.views:
+        if view.camera is not None and view.camera.distortion_model != "none":
+            image, camera = rectify(view.image, view.camera)
+            depth = None if view.depth is None else rectify(view.depth, view.camera)[0]
+            view = replace(view, image=image, camera=camera, depth=depth)
+        views.append(view)
+    return replace(frame, views=tuple(views))
 
 
 def _orthonormal(T: FloatArray) -> FloatArray:

@@ -50,8 +50,8 @@ class LoopConfig:
             follows steps or time, whichever is further. A clock cannot be resumed exactly: only
             schedules by steps end with the same weights after a kill.
         bf16: run the large parts of the network in bfloat16 while it trains, those that its own
-            switch ``bf16`` covers; weights and geometry stay in float32. Several times slower on
-            processors without bfloat16 instructions.
+            switch ``bf16`` covers; weights and geometry stay in float32. For GPUs and processors
+            with bfloat16 instructions.
     """
 
     steps: int = 1000

@@ -260,7 +260,6 @@ def train_stage2(
     )
     torch.manual_seed(loop.seed)
     model = Stage2Model()
-    model.bf16 = True
     text = TextEncoder(model.config.text_tokens)
 
     def load(name: str, folder: Path, limit: int | None = None) -> ConditionSet:
@@ -297,7 +296,6 @@ def train_stage2(
     ema = train(model, compute, work, most, evaluate=evaluate, evaluate_every=1000)
     model.load_state_dict(ema.state)
     model.eval().requires_grad_(False)
-    model.bf16 = False  # as it runs for users
     assert model.detail is not None
     model.detail.requires_grad_(True)
     rest = replace(

@@ -24,7 +24,10 @@ from wristworld_ros.data.frames import BagFrames
 from wristworld_ros.data.video_folder import decode_video, read_video_folder
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.geometry.camera import rectify
+from wristworld_ros.reconstruction import ReconstructorConfig
+from wristworld_ros.reconstruction.backbone import BackboneConfig
 from wristworld_ros.reconstruction.correspondence import CorrespondenceSource
+from wristworld_ros.reconstruction.geometry_prediction import network_size
 from wristworld_ros.reconstruction.model import Stage1Model, Stage1Output
 from wristworld_ros.reconstruction.pose_encoding import (
     decode_pose,
@@ -37,8 +40,8 @@ from wristworld_ros.training.stage1 import lift
 from wristworld_ros.types import AnchorView, CameraModel, Image
 from wristworld_ros.weights import load_weights, read_config, save_weights
 
-#: Long side of the network's input [px]; both sides become multiples of ``SIDE_STEP``.
-NETWORK_SIZE, SIDE_STEP = 256, 32
+#: Long side of the network's input, and what its sides are multiples of [px].
+NETWORK_SIZE, SIDE_STEP = ReconstructorConfig.network_size, 2 * BackboneConfig.patch_size
 #: What does not learn: without true geometry it would drift along with the wrist.
 FROZEN = ("backbone", "camera_head", "depth_head", "point_head")
 
@@ -129,7 +132,7 @@ def read_recording(
         size = wrist.shape[:2]
         wrist_K = None if camera is None else camera.K
         H, W = images[0].shape[:2]
-        height, width = _network_size(H, W)
+        height, width = network_size(H, W, NETWORK_SIZE, SIDE_STEP)
         scale = np.array([width / W, height / H])
         parts["anchors"].append(
             [cv2.resize(x, (width, height), interpolation=cv2.INTER_AREA) for x in images]
@@ -197,14 +200,6 @@ def _moments(path: Path) -> Iterator[tuple[Sequence[AnchorView], Image, CameraMo
 
 def _tensor(images: Sequence[Image]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-
-
-def _network_size(height: int, width: int) -> tuple[int, int]:
-    scale = NETWORK_SIZE / max(height, width)
-    return (
-        max(SIDE_STEP, round(height * scale / SIDE_STEP) * SIDE_STEP),
-        max(SIDE_STEP, round(width * scale / SIDE_STEP) * SIDE_STEP),
-    )
 
 
 def _padded(arrays: list[NDArray], axis: int) -> NDArray:
