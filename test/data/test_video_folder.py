@@ -133,6 +133,18 @@ def test_videos_alone_are_enough(folder, tmp_path):
     assert frames[1].stamp_ns - frames[0].stamp_ns == 100_000_000
 
 
+def test_a_repeated_last_picture_is_left_out_and_said(folder, tmp_path, caplog):
+    for name in ("exterior_1", "exterior_2", "wrist"):
+        write_video(folder / f"{name}.mp4", 5)
+    with pytest.raises(BagError, match="4 states but 5 video frames"):
+        read_video_folder(folder)
+    change(folder, video_length=4)
+    read = read_video_folder(folder)
+    assert (read.length, len(read.poses)) == (4, 4)
+    assert "5 frames, 4 by episode.json; the last is left out" in caplog.text
+    assert import_video_folder(read, tmp_path / "out.mcap") == 4
+
+
 def test_what_does_not_fit_together_is_named(folder):
     write_video(folder / "exterior_2.mp4", 3)
     with pytest.raises(BagError, match=r"differ in length: .*'exterior_2.mp4': 3"):

@@ -8,6 +8,7 @@ frame) and joint angles per frame or at the robot's rate.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -29,6 +30,8 @@ from wristworld_ros.data.messages import (
 from wristworld_ros.errors import BagError
 from wristworld_ros.types import FloatArray, Image
 
+logger = logging.getLogger(__name__)
+
 #: Rate of the arrays named ``observation.*`` in episode.json [Hz].
 ROBOT_RATE = 15.0
 #: Stamp of the first frame: recordings carry no date, and every import shall give the same bag.
@@ -46,7 +49,7 @@ class VideoFolder:
     Attributes:
         views: camera name -> video of a third-person view.
         wrist: the wrist video, or None.
-        length: frames of every video.
+        length: frames of every video; a last one that ``episode.json`` does not count is left out.
         fps: video frames per second, as played by the robot.
         instruction: task in words, may be empty.
         state_rate: of ``poses`` and ``joints`` [Hz].
@@ -100,6 +103,12 @@ def read_video_folder(path: str | Path, fps: float | None = None) -> VideoFolder
     episode = _read_json(path / "episode.json")
     texts = episode.get("texts") or [""]
     instruction = str(texts[0])
+    if episode.get("video_length") == length - 1:
+        # Some encoders repeat the last picture; the recording itself says how many there are.
+        logger.warning(
+            "%s: %d frames, %d by episode.json; the last is left out.", path, length, length - 1
+        )
+        length -= 1
     if not episode:
         return VideoFolder(path, views, wrist, length, rate)
     state_rate, states, joints = _states(path, episode, length, rate, fps is not None)
