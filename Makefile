@@ -33,7 +33,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test lint format bench figures station train hooks clean distclean
+.PHONY: help setup demo test lint format bench figures station experiments train hooks clean distclean
 
 help: ## this list
 	@echo 'make TARGET [VARIABLE=value]'
@@ -74,7 +74,7 @@ figures: setup ## measure the figures of README.md again: docs/results, docs/*.p
 	$(EVALUATE) test-iid --seeds 200000:200020 --json docs/results/test-iid.json
 	for split in $(SPLITS); do \
 	  $(EVALUATE) $${split%:*} --seeds $${split#*:}0000:$${split#*:}0010 \
-	    --geometry kinematic calibrated --json docs/results/$${split%:*}.json; done
+	    --geometry robot calibrated --json docs/results/$${split%:*}.json; done
 	rm -rf out/figures && mkdir -p out/figures
 	$(WW) demo --out out/figures/demo
 	cp out/figures/demo/metrics.json docs/results/demo.json
@@ -91,6 +91,10 @@ station: setup ## calibrate the real station again: docs/results/station.json (1
 	  --hold-out $(STATION)/0004 $(STATION)/0010 --out out/station/calibration.yaml \
 	  --json docs/results/station.json --pictures out/station
 	$(PY) tools/readme_figures.py
+
+experiments: setup ## the paper's claims about stage 1, put to the test: docs/experiments (40 minutes)
+	for name in spc lambda anchors robots correspondences pose-noise; do \
+	  $(VENV)/bin/wristworld experiment $$name --out docs/experiments/$$name || exit 1; done
 
 train: setup ## how to train the models again
 	@$(PY) -m wristworld_ros.cli.main train --help

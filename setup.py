@@ -19,12 +19,14 @@ INSTALL_REQUIRES = [
     "av>=14",
     'backports.zstd>=1; python_version<"3.14"',
     "diffusers>=0.35",
+    "lxml>=5",
     "lz4>=4",
     "matplotlib>=3.7",
     "numpy>=1.26",
     "open_clip_torch>=3.0",
     "opencv-python-headless>=4.8",
     "pillow>=10",
+    "pycollada>=0.8",
     "pyyaml>=6",
     "rosbags>=0.11",
     "safetensors>=0.4",
@@ -34,7 +36,9 @@ INSTALL_REQUIRES = [
     "tqdm>=4.60",
     "transformers>=4.50",
     "transforms3d>=0.4.2",
+    "trimesh>=4.4",
     "typing_extensions>=4.5",
+    "yourdfpy>=0.0.56",
 ]
 TEST = ["hypothesis>=6", "pytest>=8", "pytest-timeout>=2", "pytest-xdist>=3"]
 EXTRAS_REQUIRE = {

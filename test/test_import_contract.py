@@ -39,6 +39,10 @@ ALLOWED = {
         *BASE, "geometry", "runtime", "compat", "provenance", "resources", "weights",
         "reconstruction", "generation", "data",
     },
+    "experiments": {
+        *BASE, "geometry", "provenance", "resources", "weights", "reconstruction", "data",
+        "training", "evaluation",
+    },
 }  # fmt: skip
 #: The drivers: they may import everything, and nothing else may import them.
 DRIVERS = ("cli", "nodes")

@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 
 from wristworld_ros.errors import CalibrationError, InvalidInputError
 
+#: In ``PointCloud.view``: a point of the robot's own body (URDF and joints) that no view shows.
+ROBOT_VIEW = 254
+#: The same in a published mask, where 255 is measured and 0 is nothing.
+ROBOT_MASK = 128
 FloatArray = NDArray[np.float64]
 Image = NDArray[np.uint8]
 
@@ -203,6 +207,7 @@ class AnchorFrame:
         instruction: task in words, may be empty.
         world_frame: name of the world frame.
         joints: joint name -> position [rad or m], or None.
+        T_world_robot: 4 x 4 pose of the robot's root link in the world; None: it is the world.
     """
 
     stamp_ns: int
@@ -212,6 +217,7 @@ class AnchorFrame:
     instruction: str = ""
     world_frame: str = "base_link"
     joints: Mapping[str, float] | None = None
+    T_world_robot: FloatArray | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -222,6 +228,8 @@ class AnchorFrame:
         _require(len(set(names)) == len(names), f"camera names {names} are not unique.")
         if self.T_world_wrist is not None:
             check_transform(self.T_world_wrist, "kinematic wrist pose")
+        if self.T_world_robot is not None:
+            check_transform(self.T_world_robot, "pose of the robot's root link")
 
     @property
     def calibrated(self) -> bool:
@@ -238,7 +246,7 @@ class PointCloud:
         colors: N x 3 uint8 RGB.
         confidence: N float32 in [0, 1].
         footprint: N float32, edge length of the source pixel at the point [m].
-        view: N uint8, index of the view that each point comes from.
+        view: N uint8, index of the view that each point comes from, or ``ROBOT_VIEW``.
     """
 
     points: NDArray[np.float32]
@@ -301,9 +309,11 @@ class ConditionMap:
 
     Attributes:
         image: H x W x 3 uint8 RGB, black where ``mask`` is False.
-        mask: H x W bool, True where an anchor point was drawn (measured).
+        mask: H x W bool, True where a point was drawn.
         depth: H x W float32 [m], 0 where ``mask`` is False.
-        view: H x W int8, index of the anchor that the pixel comes from, -1 where none.
+        view: H x W int8, index of the anchor that the pixel comes from, -1 where none, -2 where
+            the robot's own body was drawn by its joints and no anchor shows it: its place is
+            known, its colour is not.
         camera: the wrist camera.
     """
 
@@ -323,9 +333,20 @@ class ConditionMap:
         )
 
     @property
+    def measured(self) -> NDArray[np.bool_]:
+        """H x W, True where an anchor shows what was drawn."""
+        return self.mask & (self.view >= 0)
+
+    @property
+    def mask_image(self) -> NDArray[np.uint8]:
+        """H x W uint8 as published: 255 measured, 128 the robot's own body unseen, 0 nothing."""
+        drawn = self.mask.astype(np.uint8) * np.uint8(ROBOT_MASK)
+        return np.where(self.measured, np.uint8(255), drawn)
+
+    @property
     def coverage(self) -> float:
-        """Share of pixels with a measured point, in [0, 1]."""
-        return float(self.mask.mean())
+        """Share of measured pixels, in [0, 1]."""
+        return float(self.measured.mean())
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,14 @@ def frame():
         )
         for i in range(3)
     )
-    return AnchorFrame(5, views, T_world_wrist=np.eye(4), wrist_camera=camera, instruction="go")
+    return AnchorFrame(
+        5,
+        views,
+        T_world_wrist=np.eye(4),
+        wrist_camera=camera,
+        instruction="go",
+        joints={"elbow": 1.0},
+    )
 
 
 def test_each_kind_knows_less(frame):
@@ -31,14 +38,16 @@ def test_each_kind_knows_less(frame):
             restrict(frame, g).views[0].depth is not None,
             restrict(frame, g).T_world_wrist is not None,
             restrict(frame, g).calibrated,
+            restrict(frame, g).joints is not None,
         )
         for g in GEOMETRY
     }
     assert known == {
-        "true": (True, True, True),
-        "kinematic": (False, True, True),
-        "calibrated": (False, False, True),
-        "estimated": (False, False, False),
+        "true": (True, True, True, False),
+        "robot": (False, True, True, True),
+        "kinematic": (False, True, True, False),
+        "calibrated": (False, False, True, False),
+        "estimated": (False, False, False, False),
     }
 
 

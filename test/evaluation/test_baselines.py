@@ -8,10 +8,12 @@ import pytest
 
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.evaluation.baselines import (
+    FADE,
     cropped_view,
     flat_colour,
     inpainted_splat,
     load_mean_image,
+    mean_colour,
     mean_image,
     true_condition,
 )
@@ -67,6 +69,21 @@ def test_inpainting_keeps_what_was_measured_and_closes_the_rest():
     assert np.unique(nothing).tolist() == [127]
     with pytest.raises(InvalidInputError, match="does not fit"):
         inpainted_splat(image, mask[:5])
+
+
+def test_the_middle_of_a_large_hole_takes_the_mean_colour():
+    image = np.full((80, 80, 3), 100, np.uint8)
+    mask = np.zeros((80, 80), bool)
+    mask[:, :4] = True
+    image[~mask] = 0
+    views = [AnchorView(f"at_{c}", np.full((4, 4, 3), c, np.uint8), 0) for c in (10, 30)]
+    mean = mean_colour(views)
+    assert mean.tolist() == [20, 20, 20]
+    out = inpainted_splat(image, mask, mean)
+    assert np.array_equal(out[mask], image[mask])
+    assert np.abs(out[:, 4].astype(int) - (20 + 80 * np.exp(-1 / FADE))).max() <= 2
+    assert np.abs(out[:, -1].astype(int) - 20).max() <= 1
+    assert np.unique(inpainted_splat(image, np.zeros_like(mask), mean)).tolist() == [20]
 
 
 def test_true_geometry_of_a_plane_seen_from_the_anchor_itself():

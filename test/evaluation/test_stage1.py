@@ -304,10 +304,10 @@ def test_the_verb_writes_and_prints_what_it_measured(episode, weights, tmp_path,
     words = ["stage1", "--bag", str(bag), "--model", str(weights), "--source", "kinematic"]
     assert verb.run(options(*words, "--json", str(out))) == 0
     document = json.loads(out.read_text())
-    assert document["results"]["kinematic"]["pose_mm"]["max"] < 0.01
+    assert document["results"]["robot"]["pose_mm"]["max"] < 0.01
     assert len(document["provenance"]["weights"]["stage1"]) == 64
     printed = capsys.readouterr().out
-    assert "kinematic: 2 frames" in printed and "not scored: wrong_share" in printed
+    assert "robot: 2 frames" in printed and "not scored: wrong_share" in printed
 
 
 def test_calibration_is_not_assumed(episode, weights, tmp_path):

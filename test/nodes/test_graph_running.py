@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 from rclpy.qos import ReliabilityPolicy
 from ros_bench import CAMERAS, NODES, Bench
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, JointState
+from std_msgs.msg import String
 
-from wristworld_ros.data.messages import decode_image, decode_point_cloud, decode_transform
+from wristworld_ros.data.messages import (
+    decode_image,
+    decode_point_cloud,
+    decode_transform,
+    joint_state_fields,
+)
 from wristworld_ros.geometry.transforms import from_quaternion
 from wristworld_ros.msg import GenerationStatus, WristEstimate
+from wristworld_ros.nodes import qos
+from wristworld_ros.nodes.conversions import fill
 from wristworld_ros.reconstruction.calibration_file import StationCalibration, save_calibration
-from wristworld_ros.types import CameraModel
+from wristworld_ros.types import ROBOT_MASK, CameraModel
 
 pytestmark = pytest.mark.ros
 
@@ -87,6 +95,81 @@ def test_fused_goes_on_from_the_saved_mount(
     place = estimate.pose.pose.position
     np.testing.assert_allclose([place.x, place.y, place.z], [0.52, 0.0, 0.41], atol=1e-6)
     bench.wait_for_problem("reconstruction_node: mount", "the given mount is used")
+
+
+URDF = """
+<robot name="stick">
+  <link name="base_link"/>
+  <link name="stick">
+    <visual><origin xyz="0.5 0.06 0.3"/><geometry><box size="0.02 0.02 0.2"/></geometry></visual>
+  </link>
+  <link name="wrist_camera_optical_frame"/>
+  <joint name="lift" type="prismatic">
+    <parent link="base_link"/><child link="stick"/><axis xyz="0 0 1"/>
+    <limit lower="-1" upper="1" effort="1" velocity="1"/>
+  </joint>
+  <joint name="mount" type="fixed">
+    <parent link="stick"/><child link="wrist_camera_optical_frame"/>
+    <origin xyz="0.5 0 0.3" rpy="3.14159265358979 0 0"/>
+  </joint>
+</robot>
+"""
+
+
+def test_the_robot_is_drawn_and_places_the_camera_by_its_joints(
+    bench: Bench, anchor_camera: CameraModel
+) -> None:
+    """No TF of the wrist: the URDF has its frame, 0.3 m above the joint, which is lifted by 0.1."""
+    bench.restart(pose_source="kinematic")
+    bench.publisher("/robot_description", String, 1, qos.latched()).publish(String(data=URDF))
+    heard = "reconstruction_node: input /robot_description"
+    bench.wait(
+        "the description",
+        lambda: heard in bench.statuses and "no message yet" not in bench.statuses[heard].message,
+    )
+    states = bench.publisher("/joint_states", JointState, 1, qos.state())
+
+    def send(**joints: float) -> int:
+        stamp, bench.next_stamp = bench.next_stamp, bench.next_stamp + 200_000_000
+        bench.send_calibration(anchor_camera)
+        states.publish(fill(JointState(), joint_state_fields(joints, stamp)))
+        bench.send_images(stamp)
+        return stamp
+
+    stamp = send(lift=0.1)
+    bench.wait("an estimate", lambda: stamp in bench.stamps("/wrist/estimate"))
+    estimate = bench.received["/wrist/estimate"][-1]
+    place = estimate.pose.pose.position
+    np.testing.assert_allclose([place.x, place.y, place.z], [0.5, 0.0, 0.4], atol=1e-9)
+    bench.wait("a mask", lambda: stamp in bench.stamps("/wrist/condition/mask"))
+    mask = decode_image(bench.received["/wrist/condition/mask"][-1])[..., 0]
+    assert (mask == ROBOT_MASK).sum() > 5  # the stick, 6 cm beside the camera
+    assert set(np.unique(mask)) <= {0, ROBOT_MASK, 255}
+    assert estimate.coverage == pytest.approx((mask == 255).mean(), abs=1e-6)
+
+    send(elbow=0.1)
+    bench.wait_for_problem("reconstruction_node: robot", "not drawn", "lack lift")
+
+
+def test_kinematic_takes_a_calibrated_mount_as_it_is(
+    bench: Bench, anchor_camera: CameraModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "mount.yaml"
+    bench.to_unconfigured("reconstruction_node")
+    changes = {"pose_source": "kinematic", "calibration_file": str(path)}
+    assert not bench.set("reconstruction_node", **changes)
+    assert not bench.transition("reconstruction_node", "configure")
+    bench.wait_for_problem("reconstruction_node: lifecycle", "no calibration_file", "mount.yaml")
+    mount = from_quaternion([0.02, 0.0, -0.01], [0.0, 0.0, 0.0, 1.0])
+    saved = StationCalibration(mount, hand_frame="wrist_camera_optical_frame")
+    save_calibration(path, saved)
+    bench.restart(**changes)
+    stamp = bench.send_set(anchor_camera)
+    bench.wait("an estimate", lambda: stamp in bench.stamps("/wrist/estimate"))
+    estimate = bench.received["/wrist/estimate"][-1]
+    assert estimate.source == WristEstimate.SOURCE_KINEMATIC
+    place = estimate.pose.pose.position
+    np.testing.assert_allclose([place.x, place.y, place.z], [0.52, 0.0, 0.41], atol=1e-6)
 
 
 def test_points_in_the_frame_of_the_first_camera_and_no_more_than_asked(

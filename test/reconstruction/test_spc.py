@@ -170,3 +170,18 @@ def test_bad_input_is_refused():
         spc_loss(*pairs(), weight=torch.ones(1, 3))
     with pytest.raises(InvalidInputError, match="'sum'"):
         spc_loss(*pairs(), normalisation="sum")
+
+
+@pytest.mark.parametrize("z", [0.5, -0.5])
+def test_an_empty_set_has_zero_gradient_whatever_its_weight(z):
+    T = torch.eye(4).expand(1, 4, 4).clone().requires_grad_()
+    K = torch.tensor([[[100.0, 0, 64], [0, 100, 64], [0, 0, 1]]])
+    points = torch.tensor([[[0.1, 0.0, z]]])
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    gradients = []
+    for empty in (1.0, 100.0):
+        weights = {"lambda_depth" if z > 0 else "lambda_u": empty}
+        loss = spc_loss(points, torch.full((1, 1, 2), 64.0), valid, T, K, (128, 128), **weights)
+        gradients.append(torch.autograd.grad(loss.total, T)[0])
+    assert gradients[0].isfinite().all() and gradients[0].abs().sum() > 0
+    torch.testing.assert_close(gradients[1], gradients[0])

@@ -35,12 +35,12 @@ def bag(episode, tmp_path_factory):
 
 def test_all_topics_are_there_with_one_message_per_frame(bag, episode):
     content, reader = bag
-    expected = {"/joint_states", "/tf", "/tf_static", "/instruction"}
+    expected = {"/joint_states", "/tf", "/tf_static", "/instruction", "/robot_description"}
     for camera in (*episode.anchor_names, "wrist_true"):
         expected |= {f"/{camera}/image_raw", f"/{camera}/camera_info"}
     expected |= {f"/{camera}/depth/image_raw" for camera in episode.anchor_names}
     assert set(content) == expected
-    once = {"/tf_static", "/instruction"}
+    once = {"/tf_static", "/instruction", "/robot_description"}
     assert {t: len(m) for t, m in content.items()} == {
         t: 1 if t in once else len(episode) for t in expected
     }

@@ -10,7 +10,7 @@ from typing import Any
 from wristworld_ros.errors import InvalidInputError
 
 HELP = "score stage 1 or both stages over a simulated split, or stage 1 over a recording"
-GEOMETRY = ("true", "kinematic", "calibrated", "estimated")
+GEOMETRY = ("true", "robot", "kinematic", "calibrated", "estimated")
 SOURCES = ("auto", "kinematic", "learned", "fused")
 #: Episodes that are scored when no seeds are named.
 EPISODES = 20
@@ -27,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--geometry",
         nargs="+",
         choices=GEOMETRY,
-        help="what stage 1 is told: true depth and pose; camera calibration and kinematics; "
-        "camera calibration; pictures only. Default: each in turn (stage1: without 'true')",
+        help="what stage 1 is told: true depth and pose; camera calibration, kinematics and the "
+        "robot's description; without the description; camera calibration; pictures only. "
+        "Default: each in turn (stage1: without 'true')",
     )
     parser.add_argument("--anchors", type=int, metavar="N", help="third-person views, default all")
     parser.add_argument("--frames", type=int, default=6, help="frames per episode, default 6")

@@ -24,6 +24,7 @@ VERBS = {
     "calibrate": "wristworld_ros.cli.calibrate",
     "train": "wristworld_ros.cli.train",
     "evaluate": "wristworld_ros.cli.evaluate",
+    "experiment": "wristworld_ros.cli.experiment",
     "up": "wristworld_ros.cli.up",
     "info": "wristworld_ros.cli.info",
 }

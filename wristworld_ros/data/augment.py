@@ -151,7 +151,6 @@ class AugmentedBagWriter:
         self._copy_until(log_time_ns)
         self._frames += 1
         stamp, condition = result.stamp_ns, result.condition
-        mask = condition.mask.astype(np.uint8) * np.uint8(255)
         confidence = np.round(np.clip(frame.confidence, 0, 1) * 255).astype(np.uint8)
         pose = transform_fields(
             result.estimate.T_world_wrist, stamp, result.world_frame, VIRTUAL_FRAME
@@ -160,7 +159,7 @@ class AugmentedBagWriter:
             ("/tf", tf_fields([pose])),
             ("/wrist/estimate", estimate_fields(result)),
             ("/wrist/condition/image", _image(condition.image, "rgb8", stamp)),
-            ("/wrist/condition/mask", _image(mask, "mono8", stamp)),
+            ("/wrist/condition/mask", _image(condition.mask_image, "mono8", stamp)),
             (
                 "/wrist/condition/camera_info",
                 camera_info_fields(condition.camera, stamp, VIRTUAL_FRAME),

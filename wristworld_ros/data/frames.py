@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import numpy as np
 
 from wristworld_ros.data import messages
 from wristworld_ros.data.bags import BagMessage, BagReader
+from wristworld_ros.data.joints import JointHistory
 from wristworld_ros.data.sync import FrameSynchronizer, SyncedSet
 from wristworld_ros.errors import BagError, InvalidInputError, TransformLookupError
 from wristworld_ros.geometry.tf_tree import TransformTree
@@ -24,8 +25,6 @@ IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 TRUTH = "wrist_true"
 #: A frame waits this long (log time) for its depth and its true wrist image.
 COMPANION_WAIT_NS = 1_000_000_000
-#: Joint states farther than this from the frame are not used.
-JOINT_TOLERANCE_NS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -105,15 +104,6 @@ class _Series:
         i = bisect_right(self.stamps, stamp_ns)
         return self.values[max(i - 1, 0)] if self.values else None
 
-    def nearest(self, stamp_ns: int, tolerance_ns: int) -> Any:
-        """Value closest in time, None when there is none within the tolerance."""
-        i = bisect_left(self.stamps, stamp_ns)
-        near = [j for j in (i - 1, i) if 0 <= j < len(self.stamps)]
-        best = min(near, key=lambda j: abs(self.stamps[j] - stamp_ns), default=None)
-        if best is None or abs(self.stamps[best] - stamp_ns) > tolerance_ns:
-            return None
-        return self.values[best]
-
 
 class BagFrames:
     """The AnchorFrames of a bag; iterate over it, or over ``with_truth()``.
@@ -174,14 +164,20 @@ class BagFrames:
         self._log_times: dict[int, int] = {}
         self._decoded: set[str] = set()
         self._infos = {name: _Series() for name in (*self.cameras, TRUTH)}
-        self._joints, self._instructions = _Series(), _Series()
+        self._joints, self._instructions = JointHistory(), _Series()
+        #: URDF of the robot (``/robot_description``), empty without one.
+        self.robot_description = ""
+        #: Name of its root link; where it is looked up. None: joints say nothing of places.
+        self.robot_root: str | None = None
+        #: Joints that have to be known, or none of them is given out.
+        self.robot_joints: tuple[str, ...] = ()
         self._depth_topics = {}
         if use_depth:
             for name in self.cameras:
                 if f"/{name}/depth/image_raw" in bag.topics:
                     self._depth_topics[name] = f"/{name}/depth/image_raw"
                 else:
-                    self._note(f"no depth: the bag has no topic '/{name}/depth/image_raw'")
+                    self.note(f"no depth: the bag has no topic '/{name}/depth/image_raw'")
         self._read_calibration()
         self._frame_ids = self._first_frame_ids()
         self._posed = True
@@ -208,7 +204,7 @@ class BagFrames:
         """Frames that there can be at most, from the message counts."""
         return min(self.bag.counts[topic] for topic in self.cameras.values())
 
-    def _note(self, text: str, key: str = "") -> None:
+    def note(self, text: str, key: str = "") -> None:
         """Note and log a text, the first time that it (or its key) comes up."""
         if (key or text) not in self._noted:
             self._noted.add(key or text)
@@ -224,11 +220,12 @@ class BagFrames:
 
     def _read_calibration(self) -> None:
         info_topics = {f"/{name}/camera_info": name for name in self._infos}
-        topics = {"/tf", "/tf_static", "/joint_states", "/instruction", *info_topics}
+        topics = {"/tf", "/tf_static", "/joint_states", "/instruction"}
+        topics |= {"/robot_description", *info_topics}
         present = topics & set(self.bag.topics)
         for name in self.cameras:
             if f"/{name}/camera_info" not in present:
-                self._note(f"camera '{name}' is uncalibrated: no topic '/{name}/camera_info'")
+                self.note(f"camera '{name}' is uncalibrated: no topic '/{name}/camera_info'")
         if not present:
             return
         for m in self.bag.messages(present):
@@ -245,16 +242,18 @@ class BagFrames:
                 try:
                     joints = messages.decode_joint_state(message, m.topic)
                 except InvalidInputError as error:
-                    self._note(str(error))
+                    self.note(str(error))
                     continue
                 self._joints.add(stamp, joints)
+            elif m.topic == "/robot_description":
+                self.robot_description = message.data
             else:
                 self._instructions.add(m.log_time_ns, message.data)
 
     def _add_info(self, name: str, message: Any, stamp: int, topic: str) -> None:
         camera = messages.decode_camera_info(message, topic)
         if camera is None:
-            self._note(f"camera '{name}' is uncalibrated: K is all zero in '{topic}'")
+            self.note(f"camera '{name}' is uncalibrated: K is all zero in '{topic}'")
         previous = self._infos[name].values[-1:] or [None]
         if not _same_camera(previous[0], camera):
             self._infos[name].add(stamp, camera)
@@ -264,7 +263,7 @@ class BagFrames:
             parent, child, stamp, T = messages.decode_transform(transform, topic)
             self.tree.set_transform(parent, child, stamp, T, static=topic == "/tf_static")
         except InvalidInputError as error:
-            self._note(f"transform left out: {error}")
+            self.note(f"transform left out: {error}")
 
     def _first_frame_ids(self) -> dict[str, str]:
         """Optical frame of each camera: from the header of its first image, else its name."""
@@ -284,11 +283,11 @@ class BagFrames:
             return
         first, *others = self._frame_ids.values()
         why = self._reason(self._world, first)
-        self._note(f"the world is the frame of the first camera, '{first}': {why}")
+        self.note(f"the world is the frame of the first camera, '{first}': {why}")
         self._world = first
         self._posed = self._connected(first, *others, self._wrist_frame)
         if not self._posed:
-            self._note("no pose is known in that world: the views are uncalibrated")
+            self.note("no pose is known in that world: the views are uncalibrated")
 
     def _connected(self, target: str, *sources: str) -> bool:
         return any(not self._reason(target, source) for source in sources)
@@ -364,6 +363,13 @@ class BagFrames:
         instruction = self._instruction
         if instruction is None:
             instruction = self._instructions.at(last) or ""
+        joints, T_world_robot = self._joints.at(stamp), None
+        if missing := [name for name in self.robot_joints if name not in (joints or {})]:
+            self.note(f"the robot's body is not drawn where joint_states lack {missing[0]}")
+            joints = None
+        if self.robot_root not in (None, self._world):
+            T_world_robot = self._pose(self.robot_root, stamp, "the robot's body is not drawn")
+            joints = None if T_world_robot is None else joints
         frame = AnchorFrame(
             stamp_ns=stamp,
             views=tuple(
@@ -374,7 +380,8 @@ class BagFrames:
             wrist_camera=self._wrist_camera,
             instruction=instruction,
             world_frame=self._world,
-            joints=self._joints.nearest(stamp, JOINT_TOLERANCE_NS),
+            joints=joints,
+            T_world_robot=T_world_robot,
         )
         self.frames += 1
         return frame, self._truth(companions[truth_topic], stamp) if truth_topic else None
@@ -387,7 +394,7 @@ class BagFrames:
             topic = self._depth_topics[name]
             found = _nearest(companions[topic], stamp, round(self._slop_s * 1e9))
             if found is None:
-                self._note(f"'{topic}' has no message within the slop of some frames")
+                self.note(f"'{topic}' has no message within the slop of some frames")
             else:
                 depth = messages.decode_depth(found[2], topic)
         return AnchorView(
@@ -404,7 +411,7 @@ class BagFrames:
     def _truth(self, queue: deque[Any], stamp: int) -> WristTruth | None:
         found = _nearest(queue, stamp, round(self._slop_s * 1e9))
         if found is None:
-            self._note(f"'{TRUTH}' has no image within the slop of some frames")
+            self.note(f"'{TRUTH}' has no image within the slop of some frames")
             return None
         _, m, message = found
         image = self._image(m, message)
@@ -422,7 +429,7 @@ class BagFrames:
             return self.tree.lookup(self._world, frame, stamp, self._tf_tolerance_s)
         except TransformLookupError as error:
             known = self._reason(self._world, frame)
-            self._note(f"{consequence}: {known or error}", key=f"{consequence} {bool(known)}")
+            self.note(f"{consequence}: {known or error}", key=f"{consequence} {bool(known)}")
             return None
 
     # --- messages ---------------------------------------------------------------------------------
@@ -439,10 +446,10 @@ class BagFrames:
         except InvalidInputError as error:
             if m.topic in self.cameras.values():
                 self._undecodable[m.topic] += 1
-            self._note(str(error), key=f"damaged {m.topic}")
+            self.note(str(error), key=f"damaged {m.topic}")
             return None
         if stamp == 0:
-            self._note(f"the stamps of '{m.topic}' are 0; taking the time of recording instead")
+            self.note(f"the stamps of '{m.topic}' are 0; taking the time of recording instead")
             stamp = m.log_time_ns
         return stamp, message
 
@@ -457,7 +464,7 @@ class BagFrames:
             if m.topic not in self._decoded:
                 raise
             self._undecodable[m.topic] += 1
-            self._note(str(error), key=f"damaged {m.topic}")
+            self.note(str(error), key=f"damaged {m.topic}")
             return None
         self._decoded.add(m.topic)
         return image

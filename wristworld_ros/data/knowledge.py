@@ -8,9 +8,10 @@ from dataclasses import replace
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.types import AnchorFrame
 
-#: ``true``: measured depth, calibration, kinematics. ``kinematic``: calibration and kinematics.
-#: ``calibrated``: calibration only. ``estimated``: pictures only.
-GEOMETRY = ("true", "kinematic", "calibrated", "estimated")
+#: ``true``: measured depth, calibration, kinematics. ``robot``: calibration, kinematics, and joint
+#: states with a robot description. ``kinematic``: calibration and kinematics. ``calibrated``:
+#: calibration only. ``estimated``: pictures only.
+GEOMETRY = ("true", "robot", "kinematic", "calibrated", "estimated")
 
 
 def restrict(frame: AnchorFrame, geometry: str, views: Sequence[int] | None = None) -> AnchorFrame:
@@ -33,5 +34,8 @@ def restrict(frame: AnchorFrame, geometry: str, views: Sequence[int] | None = No
         kept = tuple(replace(v, depth=None) for v in kept)
     if geometry == "estimated":
         kept = tuple(replace(v, camera=None, T_world_camera=None) for v in kept)
-    pose = frame.T_world_wrist if geometry in ("true", "kinematic") else None
-    return replace(frame, views=kept, T_world_wrist=pose)
+    if geometry not in ("true", "robot", "kinematic"):
+        frame = replace(frame, T_world_wrist=None)
+    if geometry != "robot":
+        frame = replace(frame, joints=None)
+    return replace(frame, views=kept)

@@ -16,6 +16,7 @@ from wristworld_ros.data.messages import decode_camera_info
 from wristworld_ros.errors import BagError, CalibrationError, InvalidInputError
 from wristworld_ros.evaluation.baselines import load_mean_image, true_condition
 from wristworld_ros.evaluation.report import EpisodeReport
+from wristworld_ros.evaluation.robots import robot_of
 from wristworld_ros.generation import Generator
 from wristworld_ros.provenance import provenance
 from wristworld_ros.reconstruction import Reconstructor
@@ -69,6 +70,7 @@ class RunOptions:
     wrist_frame: str = "wrist_camera_optical_frame"
     slop_s: float = 0.02
     use_depth: bool = False
+    draw_robot: bool = True
     instruction: str | None = None
     mean_image: Path | None = None
     compare: bool = True
@@ -102,8 +104,9 @@ def run_bag(path: str | Path, out: str | Path, options: RunOptions) -> EpisodeRe
 
 def _run(bag: BagReader, out: Path, options: RunOptions) -> EpisodeReport:
     source = _frames(bag, options)
+    robot = robot_of(source) if options.draw_robot else None
     reconstructor = Reconstructor.from_pretrained(
-        options.model, pose_source=options.pose_source, device=options.device
+        options.model, pose_source=options.pose_source, device=options.device, robot=robot
     )
     generator = Generator.from_pretrained(
         options.model,

@@ -13,7 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wristworld_ros.data.frames import WristTruth
-from wristworld_ros.evaluation.baselines import cropped_view, flat_colour, inpainted_splat
+from wristworld_ros.evaluation.baselines import (
+    cropped_view,
+    flat_colour,
+    inpainted_splat,
+    mean_colour,
+)
 from wristworld_ros.evaluation.layout import SHEET_ROWS, Panels, contact_sheet, video_frame
 from wristworld_ros.evaluation.metrics import fit_truth, pose_error_mm_deg
 from wristworld_ros.evaluation.scores import Means, percentiles, regions, score_frame, spread
@@ -173,15 +178,16 @@ class EpisodeReport:
         true_map: ConditionMap | None,
     ) -> dict[str, dict[str, float]]:
         h, w = image.shape[:2]
+        mean = mean_colour(frame.views)
         pictures = {
             GENERATED: image,
-            "splat_estimated": inpainted_splat(condition.image, condition.mask),
+            "splat_estimated": inpainted_splat(condition.image, condition.mask, mean),
             "cropped_view": cropped_view(frame.views[0], w, h, T_world_wrist),
             "flat_colour_oracle": flat_colour(truth),
         }
         depth = condition.depth
         if true_map is not None and true_map.image.shape == image.shape:
-            pictures["splat_true"] = inpainted_splat(true_map.image, true_map.mask)
+            pictures["splat_true"] = inpainted_splat(true_map.image, true_map.mask, mean)
             depth = true_map.depth
         if self._mean_image is not None:
             pictures["mean_image"] = fit_truth(self._mean_image, w, h)

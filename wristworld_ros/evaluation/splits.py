@@ -16,9 +16,11 @@ from wristworld_ros.evaluation.baselines import (
     cropped_view,
     flat_colour,
     inpainted_splat,
+    mean_colour,
     true_condition,
 )
 from wristworld_ros.evaluation.metrics import fit_truth, pose_error_mm_deg
+from wristworld_ros.evaluation.robots import simulated_robot
 from wristworld_ros.evaluation.scores import Means, regions, score_frame, spread
 from wristworld_ros.generation import Generator
 from wristworld_ros.reconstruction import Reconstructor
@@ -75,6 +77,7 @@ def evaluate_split(
         for t in range(len(episode)):
             for g in geometries:
                 frame = restrict(episode.anchor_frame(t, with_depth=True), g, views)
+                reconstructor.robot = simulated_robot(episode.robot) if g == "robot" else None
                 result = reconstructor(frame)
                 pose, true_pose = in_first_anchor(episode, t, result)
                 mm, deg = pose_error_mm_deg(pose, true_pose)
@@ -107,9 +110,10 @@ def _score(
     full = replace(full, views=full.views[: len(frame.views)])
     true_map = true_condition(full, episode.T_world_wrist[t], episode.wrist_camera)
     assert true_map is not None
+    mean = mean_colour(frame.views)
     pictures: dict[str, Image] = {
-        "splat_estimated": inpainted_splat(condition.image, condition.mask),
-        "splat_true": inpainted_splat(true_map.image, true_map.mask),
+        "splat_estimated": inpainted_splat(condition.image, condition.mask, mean),
+        "splat_true": inpainted_splat(true_map.image, true_map.mask, mean),
         "cropped_view": cropped_view(frame.views[0], w, h),
         "flat_colour_oracle": flat_colour(truth),
     }

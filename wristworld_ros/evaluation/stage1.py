@@ -25,9 +25,10 @@ from wristworld_ros.data.frames import BagFrames, WristTruth
 from wristworld_ros.data.knowledge import restrict
 from wristworld_ros.data.simulation.episode import SimulatedEpisode, simulate_episode
 from wristworld_ros.errors import BagError, InvalidInputError
-from wristworld_ros.evaluation.baselines import flat_colour, inpainted_splat
+from wristworld_ros.evaluation.baselines import flat_colour, inpainted_splat, mean_colour
 from wristworld_ros.evaluation.fusion import share_inside, wrong_mount
 from wristworld_ros.evaluation.metrics import fit_truth, pose_error_mm_deg
+from wristworld_ros.evaluation.robots import robot_of, simulated_robot
 from wristworld_ros.evaluation.scores import NEAR, Means, regions, score_frame, spread
 from wristworld_ros.evaluation.steadiness import Moment, Truth, steadiness, true_map, true_pose
 from wristworld_ros.geometry.camera import pixel_rays, project, rectify
@@ -44,7 +45,7 @@ from wristworld_ros.types import (
 
 #: What stage 1 is told: the kinds of ``data.knowledge``, and ``fused``: calibration, and kinematics
 #: with a mount that is off (``evaluation.fusion.START``).
-KINDS = ("true", "kinematic", "calibrated", "estimated", "fused")
+KINDS = ("true", "robot", "kinematic", "calibrated", "estimated", "fused")
 #: A pixel of the condition map is wrong when its depth is farther off than this (relative).
 WRONG = 0.05
 #: Points this close to the base plane z = 0 are the table's, those above it and nearer to the base
@@ -149,10 +150,12 @@ class Stage1Scores:
         condition = result.condition
         h, w = condition.mask.shape
         image = fit_truth(truth.image, w, h)
-        pictures = {"splat_estimated": inpainted_splat(condition.image, condition.mask)}
+        mean = mean_colour(truth.anchors.views)
+        pictures = {"splat_estimated": inpainted_splat(condition.image, condition.mask, mean)}
         ideal = true_map(truth)
         if ideal is not None and ideal.mask.shape == (h, w):
-            pictures["splat_true"] = inpainted_splat(ideal.image, ideal.mask)
+            pictures["splat_true"] = inpainted_splat(ideal.image, ideal.mask, mean)
+        pictures["mean_colour"] = inpainted_splat(condition.image, np.zeros((h, w), bool), mean)
         pictures["flat_colour_oracle"] = flat_colour(image)
         depth = truth.depth
         parts = {"covered": condition.mask, "holes": ~condition.mask}
@@ -262,7 +265,7 @@ def evaluate_stage1(
     split: str,
     seeds: Iterable[int],
     *,
-    kinds: Sequence[str] = ("kinematic", "calibrated", "estimated"),
+    kinds: Sequence[str] = ("robot", "kinematic", "calibrated", "estimated"),
     anchors: int | None = None,
     frames: int = 6,
     sequences: int = 3,
@@ -293,6 +296,7 @@ def evaluate_stage1(
     def play(episode: SimulatedEpisode, kind: str) -> _Moments:
         if kind == "fused":  # it remembers what it saw
             reconstructors[kind] = _reconstructor(model, kind)
+        reconstructors[kind].robot = simulated_robot(episode.robot) if kind == "robot" else None
         return _moments(episode, kind, anchors, reconstructors[kind])
 
     for seed in tqdm(seeds, desc=split, unit="episode", mininterval=2.0):
@@ -341,6 +345,8 @@ def evaluate_stage1_bag(
     with BagReader(path) as bag:
         has_depth = any(t.endswith("/depth/image_raw") for t in bag.topics)
         source_frames = BagFrames(bag, use_depth=has_depth)
+        if kind == "kinematic" and (robot := robot_of(source_frames)) is not None:
+            kind, reconstructor.robot = "robot", robot
         before: Moment | None = None
         progress = tqdm(total=source_frames.expected, desc=bag.path.stem, unit="frame")
         for frame, recorded in source_frames.with_truth():

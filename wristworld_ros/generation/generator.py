@@ -159,7 +159,8 @@ class Generator:
             denoised = time.perf_counter()
             picture = self.autoencoder.decode(clean[0].transpose(0, 1))
             picture = self.model.restore(picture, filled, mask)
-            confidence = measured_confidence(picture, image, mask)
+            seen = np.stack([c.measured for c in conditions])[:, None]
+            confidence = measured_confidence(picture, image, torch.from_numpy(seen).to(mask))
         if not bool(torch.isfinite(picture).all()):
             raise WristWorldError(
                 "the generator gave values that are not finite; no picture is published. Check "

@@ -141,6 +141,12 @@ def select_points(cloud: PointCloud, kept: NDArray) -> PointCloud:
     return PointCloud(*(column[kept] for column in columns))
 
 
+def join_points(first: PointCloud, second: PointCloud) -> PointCloud:
+    """The points of both."""
+    pairs = zip(vars(first).values(), vars(second).values(), strict=True)
+    return PointCloud(*(np.concatenate(pair) for pair in pairs))
+
+
 def move_points(cloud: PointCloud, T: FloatArray) -> PointCloud:
     """The cloud in another frame; ``T`` (4 x 4) maps its points there."""
     return replace(cloud, points=apply(T, cloud.points))

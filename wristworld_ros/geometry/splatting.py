@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from wristworld_ros.geometry.transforms import invert
-from wristworld_ros.types import CameraModel, ConditionMap, FloatArray, PointCloud
+from wristworld_ros.types import ROBOT_VIEW, CameraModel, ConditionMap, FloatArray, PointCloud
 
 #: Relative depth within which two points count as one surface; the nearer pixel centre then wins.
 SURFACE_THICKNESS = 0.02
@@ -68,7 +68,8 @@ def splat(
         source = torch.full((H, W), -1, dtype=torch.int8)
     else:
         image = colors[safe] * mask[:, None]
-        source = torch.where(mask, view[safe].to(torch.int8), -1)
+        source = torch.where(view == ROBOT_VIEW, -2, view.to(torch.int16)).to(torch.int8)
+        source = torch.where(mask, source[safe], -1)
     return ConditionMap(
         image=image.reshape(H, W, 3).cpu().numpy(),
         mask=mask.reshape(H, W).cpu().numpy(),

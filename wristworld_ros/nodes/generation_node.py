@@ -37,7 +37,14 @@ from wristworld_ros.nodes.instruction import InstructionInput
 from wristworld_ros.nodes.monitoring import ERROR, OK, InputMonitor
 from wristworld_ros.nodes.parameters import GenerationParameters
 from wristworld_ros.nodes.process import run_node
-from wristworld_ros.types import AnchorFrame, AnchorView, CameraModel, ConditionMap, WristFrame
+from wristworld_ros.types import (
+    ROBOT_MASK,
+    AnchorFrame,
+    AnchorView,
+    CameraModel,
+    ConditionMap,
+    WristFrame,
+)
 
 _CONDITION_CURE = "Look at the diagnostics of that node: it says which of its inputs is missing"
 #: Frames of one chunk that the next one looks at again, so that the two agree.
@@ -156,7 +163,7 @@ class GenerationNode(WristNode[list[GenerationInput]]):
         stamp = positive_stamp(message.header, topic)
         if message.encoding != "mono8":
             raise InvalidInputError(f"{topic}: encoding '{message.encoding}'; need mono8.")
-        mask = decode_image(message, topic)[..., 0] > 127
+        mask = decode_image(message, topic)[..., 0]
         return self._add_part(stamp, lambda c: setattr(c, "mask", mask))
 
     def _receive_camera_info(self, message: CameraInfo) -> int:
@@ -387,8 +394,9 @@ def _condition_map(parts: _ConditionParts) -> ConditionMap:
             f"{(camera.height, camera.width)} (height, width) differ. Start both nodes from the "
             "same version."
         )
-    view = np.where(parts.mask, 0, -1).astype(np.int8)
-    return ConditionMap(parts.image, parts.mask, np.zeros(size, np.float32), view, camera)
+    drawn = parts.mask > 0
+    view = np.where(parts.mask > ROBOT_MASK, 0, np.where(drawn, -2, -1)).astype(np.int8)
+    return ConditionMap(parts.image, drawn, np.zeros(size, np.float32), view, camera)
 
 
 def _check_picture(result: WristFrame) -> None:

@@ -146,7 +146,12 @@ class ReconstructionParameters(NodeParameters):
     )
     calibration_file: str = parameter(
         "",
-        "YAML file that pose source fused starts from where it exists, and writes at cleanup.",
+        "YAML file with the wrist camera's mount on wrist_frame. Pose source fused starts from it "
+        "where it exists, and writes it at cleanup; auto and kinematic take it as it is.",
+    )
+    draw_robot: bool = parameter(
+        True,
+        "Draw the robot's own body by joint_states where a robot_description is published.",
     )
     points_frame: str = parameter(
         "world",

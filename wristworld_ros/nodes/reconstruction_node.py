@@ -1,7 +1,8 @@
 """Stage 1 as a node: anchor images and calibration in, wrist pose, cloud and condition map out.
 
 Subscribed: ``<camera>/image_raw[/compressed]``, ``<camera>/camera_info``, optional
-``<camera>/depth/image_raw``, ``/tf``, ``/tf_static``, ``joint_states``, ``instruction``.
+``<camera>/depth/image_raw``, ``/tf``, ``/tf_static``, ``joint_states``, ``robot_description``,
+``instruction``.
 Published: ``wrist/estimate``, ``wrist/points`` (only while someone listens),
 ``wrist/condition/image``, ``wrist/condition/mask``, ``wrist/condition/camera_info``, ``/tf``,
 ``/diagnostics``.
@@ -16,13 +17,12 @@ from typing import NoReturn
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
-from sensor_msgs.msg import CameraInfo, Image, JointState, PointCloud2
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from wristworld_ros.data.augment import estimate_fields
 from wristworld_ros.data.messages import (
     camera_info_fields,
-    decode_joint_state,
     header_fields,
     image_fields,
     point_cloud_fields,
@@ -42,10 +42,14 @@ from wristworld_ros.nodes.instruction import InstructionInput
 from wristworld_ros.nodes.monitoring import ERROR, OK, WARN, InputMonitor
 from wristworld_ros.nodes.parameters import ReconstructionParameters
 from wristworld_ros.nodes.process import run_node
+from wristworld_ros.nodes.robot import RobotInput
 from wristworld_ros.nodes.transforms import TransformListener
 from wristworld_ros.nodes.wrist_camera import at_model_size, from_parameters
-from wristworld_ros.reconstruction.bundle import Prior
-from wristworld_ros.reconstruction.calibration_file import load_calibration, save_calibration
+from wristworld_ros.reconstruction.calibration_file import (
+    StationCalibration,
+    load_calibration,
+    save_calibration,
+)
 from wristworld_ros.reconstruction.fusion import MountEstimator, mount_prior
 from wristworld_ros.types import (
     AnchorFrame,
@@ -73,6 +77,10 @@ class ReconstructionNode(WristNode[CameraSet]):
         p = self.parameters
         self.limit_threads()
         self._given_wrist_camera = from_parameters(p)
+        saved = self._saved_calibration()
+        self._fixed_mount = saved.mount if saved and p.pose_source != "fused" else None
+        if saved and saved.mount is None:
+            raise CalibrationError(f"calibration {p.calibration_file} holds no mount.")
         from wristworld_ros.reconstruction import Reconstructor
 
         self._reconstructor = Reconstructor.from_pretrained(
@@ -80,7 +88,7 @@ class ReconstructionNode(WristNode[CameraSet]):
             pose_source=p.pose_source,
             wrist_camera=self._given_wrist_camera,
             device=p.device,
-            mount=self._saved_mount(),
+            mount=mount_prior(saved) if saved and p.pose_source == "fused" else None,
         )
         images = qos.image(p.output_reliability)
         self.advertise("wrist/estimate", M, qos.state())
@@ -113,23 +121,31 @@ class ReconstructionNode(WristNode[CameraSet]):
                 "in a folder that can be written."
             )
 
-    def _saved_mount(self) -> Prior | None:
-        """What ``calibration_file`` holds; None without such a file, or for other pose sources.
+    def _saved_calibration(self) -> StationCalibration | None:
+        """What ``calibration_file`` holds; None without such a file.
 
         Raises:
-            CalibrationError: the file cannot be read, holds no mount, or one of another frame.
+            CalibrationError: the file cannot be read, or is of another frame; or there is none,
+                and the pose source does not make it.
         """
         p = self.parameters
         path = Path(p.calibration_file)
-        if p.pose_source != "fused" or not p.calibration_file or not path.exists():
+        if not p.calibration_file or p.pose_source == "learned":
             return None
+        if not path.exists():
+            if p.pose_source == "fused":
+                return None
+            raise CalibrationError(
+                f"there is no calibration_file {path}; pose_source {p.pose_source} takes the mount "
+                "from it. Correct the path, leave it empty, or let pose_source fused make it."
+            )
         calibration = load_calibration(path)
         if calibration.hand_frame != p.wrist_frame:
             raise CalibrationError(
                 f"calibration {path} is of a camera on frame '{calibration.hand_frame}', and "
                 f"wrist_frame is '{p.wrist_frame}'. Set wrist_frame to it, or take another file."
             )
-        return mount_prior(calibration)
+        return calibration
 
     def listen(self) -> None:
         """Cameras, their calibration, TF, joints, instruction."""
@@ -166,18 +182,7 @@ class ReconstructionNode(WristNode[CameraSet]):
                 "calibration of the virtual wrist camera",
                 required=True,
             )
-        self._joints: dict[str, float] | None = None
-        self.subscribe(
-            InputMonitor(
-                "joint_states",
-                "sensor_msgs/msg/JointState",
-                qos.image("best_effort"),
-                "joint positions",
-                required=False,
-            ),
-            JointState,
-            self._receive_joints,
-        )
+        self._robot = RobotInput(self)
         self._instruction = InstructionInput(self)
         self._cameras = CameraInputs(self, self.submit, lambda: None, depth=p.use_depth)
 
@@ -190,10 +195,6 @@ class ReconstructionNode(WristNode[CameraSet]):
             return max(stamps, default=0)
 
         return receive
-
-    def _receive_joints(self, message: JointState) -> int:
-        self._joints = decode_joint_state(message, "joint_states")
-        return stamp_to_ns(message.header.stamp, "joint_states")
 
     def _note_transform_error(self, text: str) -> None:
         self._transform_error = text
@@ -223,10 +224,19 @@ class ReconstructionNode(WristNode[CameraSet]):
         self.frames.published(stages, latency)
 
     def _anchor_frame(self, item: CameraSet) -> AnchorFrame:
-        p = self.parameters
-        T_world_wrist = self._pose(p.wrist_frame, item.stamp_ns, "the wrist camera's mount",
-                                   needed=p.pose_source in STRICT,
-                                   wanted=p.pose_source != "learned")  # fmt: skip
+        p, robot = self.parameters, self._robot
+        robot.update()
+        joints, T_world_robot = robot.joints(item.stamp_ns, p.tf_timeout), None
+        if robot.model is not None and joints is not None and robot.model.root != p.world_frame:
+            T_world_robot = self._pose(
+                robot.model.root, item.stamp_ns, "the robot's root link", needed=False, wanted=True
+            )
+            if T_world_robot is None:
+                robot.not_placed()
+                joints = None
+        assert self._reconstructor is not None
+        self._reconstructor.robot = robot.model if p.draw_robot else None
+        T_world_wrist = self._wrist_pose(item.stamp_ns, joints, T_world_robot)
         views = []
         for name in p.cameras:
             image = item.frames[name]
@@ -249,8 +259,26 @@ class ReconstructionNode(WristNode[CameraSet]):
             wrist_camera=self._wrist_camera(),
             instruction=self._instruction.text,
             world_frame=p.world_frame,
-            joints=self._joints,
+            joints=joints,
+            T_world_robot=T_world_robot,
         )
+
+    def _wrist_pose(
+        self, stamp_ns: int, joints: dict[str, float] | None, T_world_robot: FloatArray | None
+    ) -> FloatArray | None:
+        """Kinematic pose of the wrist camera: by TF, or by the joints where TF lacks its frame but
+        the robot's description has it; and from there on by a calibrated mount."""
+        p, model = self.parameters, self._robot.model
+        if p.pose_source == "learned":
+            return None
+        by_joints = model is not None and joints is not None and p.wrist_frame not in self._tf
+        if by_joints and p.wrist_frame in model.links:
+            T = model.link_pose(p.wrist_frame, joints)
+            T = T if T_world_robot is None else T_world_robot @ T
+        else:
+            T = self._pose(p.wrist_frame, stamp_ns, "the wrist camera's mount",
+                           needed=p.pose_source in STRICT, wanted=True)  # fmt: skip
+        return T if T is None or self._fixed_mount is None else T @ self._fixed_mount
 
     def _waiting(self) -> bool:
         """Whether calibration that has not come yet may still come."""
@@ -338,7 +366,7 @@ class ReconstructionNode(WristNode[CameraSet]):
         if p.publish_tf:
             transform = transform_fields(estimate.T_world_wrist, stamp, result.world_frame, virtual)
             self.publish("/tf", fill(TFMessage(), tf_fields([transform])))
-        mask = condition.mask.astype(np.uint8) * np.uint8(255)
+        mask = condition.mask_image
         self.publish(
             "wrist/condition/camera_info",
             fill(CameraInfo(), camera_info_fields(condition.camera, stamp, virtual)),
@@ -406,6 +434,7 @@ class ReconstructionNode(WristNode[CameraSet]):
         held_up_by = self._cameras.sync.missing()
         return [
             *mount,
+            self._status("robot", *self._robot.status(), {}),
             self._status("transforms", level, text, values),
             self._status(
                 "synchronisation",

@@ -54,6 +54,11 @@ class TransformListener:
                     self._on_error(f"{topic}: {error}" if topic not in str(error) else str(error))
             self._changed.notify_all()
 
+    def __contains__(self, frame: str) -> bool:
+        """Whether any transform names the frame."""
+        with self._changed:
+            return frame in self._tree
+
     def lookup(self, target: str, source: str, stamp_ns: int) -> FloatArray:
         """``T_target_source`` at a stamp, at once.
 

@@ -15,16 +15,18 @@ from torch import Tensor
 
 from wristworld_ros.errors import CalibrationError, InvalidInputError
 from wristworld_ros.geometry.camera import pixel_rays, rectify
-from wristworld_ros.geometry.cloud import cloud_from_depth, depth_edges, select_points
+from wristworld_ros.geometry.cloud import cloud_from_depth, depth_edges, join_points, select_points
 from wristworld_ros.geometry.depth_fusion import fuse_depth, resize_depth
 from wristworld_ros.geometry.splatting import splat
 from wristworld_ros.geometry.transforms import apply, invert
+from wristworld_ros.reconstruction import robot_fusion
 from wristworld_ros.reconstruction.bundle import Prior
 from wristworld_ros.reconstruction.fusion import MountEstimator
 from wristworld_ros.reconstruction.geometry_prediction import network_size
 from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1Output
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
+from wristworld_ros.reconstruction.robot_model import FINE_REACH, RobotModel
 from wristworld_ros.reconstruction.sights import observe
 from wristworld_ros.resources import model_dir
 from wristworld_ros.runtime.device import select_device
@@ -42,6 +44,8 @@ POSE_SOURCES = ("auto", "kinematic", "learned", "fused")
 DEFAULT_WRIST_SIZE = (128, 128)
 #: What the covariance of a learned pose is scaled by for weights that come without scores on val.
 UNMEASURED_FACTOR = 10.0
+#: Parts of the robot nearer to the wrist camera than this [m] are its own housing.
+ROBOT_NEAR = 0.03
 #: Standard deviations of a kinematic pose when nothing better is known: 2 mm, 0.5 degrees.
 KINEMATIC_SIGMA = (0.002, np.deg2rad(0.5))
 
@@ -83,6 +87,7 @@ class _Geometry:
     cameras: list[CameraModel]
     poses: list[FloatArray]
     world_frame: str
+    shown: list[NDArray[np.bool_]]
 
 
 class Reconstructor:
@@ -98,6 +103,7 @@ class Reconstructor:
         scores: errors on val by kind of input, for the covariance of learned poses.
         mount: where ``fused`` starts, as a correction of the given wrist pose; none to
             ``ReconstructorConfig.mount_sigma`` when None.
+        robot: the robot's body, drawn where joints, calibration and the robot's place are known.
 
     Attributes:
         mount_estimator: of ``fused``, from its first frame on.
@@ -114,6 +120,7 @@ class Reconstructor:
         sha256: str = "",
         device: str = "cpu",
         mount: Prior | None = None,
+        robot: RobotModel | None = None,
     ) -> None:
         if pose_source not in POSE_SOURCES:
             raise InvalidInputError(f"pose source '{pose_source}' is not in {POSE_SOURCES}.")
@@ -126,6 +133,7 @@ class Reconstructor:
         self.sha256 = sha256
         self.mount = mount or Prior.from_sigma(np.eye(4), self.config.mount_sigma)
         self.mount_estimator: MountEstimator | None = None
+        self.robot = robot
         self._anchors: dict[str, FloatArray] = {}
 
     @classmethod
@@ -138,6 +146,7 @@ class Reconstructor:
         config: ReconstructorConfig | None = None,
         device: str = "cpu",
         mount: Prior | None = None,
+        robot: RobotModel | None = None,
     ) -> Reconstructor:
         """Load a model folder (the shipped ``mini`` when None), which has a ``stage1`` folder.
 
@@ -157,6 +166,7 @@ class Reconstructor:
             sha256=digest,
             device=device,
             mount=mount,
+            robot=robot,
         )
 
     def __call__(self, frame: AnchorFrame) -> Reconstruction:
@@ -176,9 +186,13 @@ class Reconstructor:
             scene = self.predict_scene(frame)
         clock.lap("network")
         geometry = self._geometry(frame, scene)
-        points = cloud = self._cloud(geometry)
+        points = cloud = self._cloud(geometry, False)
+        body = select_points(points, np.zeros(0, np.int64))
+        if self._draws_robot(frame):
+            body = self._cloud(geometry, True)
+            cloud = join_points(points, body)
         if self.config.occlude:
-            cloud = select_points(points, points.confidence >= self.config.min_confidence)
+            cloud = select_points(cloud, cloud.confidence >= self.config.min_confidence)
         clock.lap("cloud")
         # The network's base frame is the world of calibrated anchors.
         T_base_first = scene.T_base_anchor[0, 0].double().cpu().numpy()
@@ -196,7 +210,7 @@ class Reconstructor:
             covariance = self._covariance(frame, output, T_world_base)
         camera = self._wrist_camera(given, output)
         condition = splat(
-            points,
+            join_points(points, self._body(body, frame, geometry, T_world_wrist, camera)),
             T_world_wrist,
             camera,
             min_confidence=self.config.min_confidence,
@@ -282,7 +296,11 @@ class Reconstructor:
 
     def _geometry(self, frame: AnchorFrame, scene: SceneOutput) -> _Geometry:
         """Views, depths and cameras at cloud resolution, in the world frame."""
-        images, depths, confidences, cameras, poses = [], [], [], [], []
+        images, depths, confidences, cameras, poses, shown = [], [], [], [], [], []
+        surface = None
+        if self._draws_robot(frame):
+            assert self.robot is not None and frame.joints is not None
+            surface = self.robot.surface(frame.joints, frame.T_world_robot)
         T_base_anchor = [_orthonormal(T) for T in scene.T_base_anchor[0].double().cpu().numpy()]
         network = (2 * scene.depth.shape[-1], 2 * scene.depth.shape[-2])
         for i, view in enumerate(frame.views):
@@ -304,6 +322,10 @@ class Reconstructor:
             depth: NDArray = 1 / cv2.resize(1 / predicted, size, interpolation=cv2.INTER_LINEAR)
             confidence: NDArray = cv2.resize(1 - 1 / scene.confidence[0, i].cpu().numpy(), size)
             confidence[depth_edges(depth, self.config.edge_threshold)] = -1.0
+            body = np.zeros(depth.shape, bool)
+            if surface is not None:
+                robot = robot_fusion.robot_depth(surface, pose, camera)
+                depth, confidence, body = robot_fusion.with_robot(depth, confidence, robot)
             if self.config.use_measured_depth and view.depth is not None:
                 measured = resize_depth(view.depth, size)
                 depth, confidence = fuse_depth(depth, confidence, measured)
@@ -313,16 +335,50 @@ class Reconstructor:
             confidences.append(confidence.astype(np.float32))
             cameras.append(camera)
             poses.append(pose)
+            shown.append(body)
         name = frame.world_frame if frame.calibrated else f"{frame.views[0].name}_optical_frame"
-        return _Geometry(images, depths, confidences, cameras, poses, name)
+        return _Geometry(images, depths, confidences, cameras, poses, name, shown)
 
-    def _cloud(self, geometry: _Geometry) -> PointCloud:
+    def _draws_robot(self, frame: AnchorFrame) -> bool:
+        return self.robot is not None and frame.joints is not None and frame.calibrated
+
+    def _body(
+        self,
+        seen: PointCloud,
+        frame: AnchorFrame,
+        geometry: _Geometry,
+        T_world_wrist: FloatArray,
+        camera: CameraModel,
+    ) -> PointCloud:
+        """The robot's body for the map: around the wrist camera all of its surface, beyond what
+        the pictures show."""
+        if not self._draws_robot(frame):
+            return seen
+        assert self.robot is not None and frame.joints is not None
+        surface = self.robot.surface(frame.joints, frame.T_world_robot, T_world_wrist[:3, 3])
+        seen_from = robot_fusion.in_picture(surface.points, T_world_wrist, camera, ROBOT_NEAR)
+        coloured = robot_fusion.colour_surface(
+            select_points(surface, seen_from),
+            geometry.images,
+            geometry.depths,
+            geometry.shown,
+            geometry.cameras,
+            geometry.poses,
+        )
+        away = np.linalg.norm(seen.points - T_world_wrist[:3, 3], axis=1) > FINE_REACH
+        return join_points(select_points(seen, away), coloured)
+
+    def _cloud(self, geometry: _Geometry, body: bool) -> PointCloud:
+        """Points of what the pictures show of the robot's body, or of all else."""
         return cloud_from_depth(
             geometry.images,
             geometry.depths,
             geometry.cameras,
             geometry.poses,
-            geometry.confidences,
+            [
+                np.where(shown == body, confidence, np.float32(-1))
+                for shown, confidence in zip(geometry.shown, geometry.confidences, strict=True)
+            ],
             min_confidence=0.0 if self.config.occlude else self.config.min_confidence,
         )
 

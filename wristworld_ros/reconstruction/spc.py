@@ -88,7 +88,7 @@ def spc_loss(
     total_front, total_behind = front.sum(), behind.sum()
     if normalisation == "joint":
         total_front = total_behind = total_front + total_behind
-    tiny = torch.finfo(z.dtype).tiny
-    reprojection = (front * scaled).sum() / total_front.clamp_min(tiny)
-    depth = (behind * -z).sum() / total_behind.clamp_min(tiny)
+    # An empty set is divided by 1: by the least float, the gradient of a large lambda would be inf.
+    reprojection = (front * scaled).sum() / torch.where(total_front > 0, total_front, 1.0)
+    depth = (behind * -z).sum() / torch.where(total_behind > 0, total_behind, 1.0)
     return SpcLoss(lambda_u * reprojection + lambda_depth * depth, reprojection, depth)

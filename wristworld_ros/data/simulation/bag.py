@@ -23,6 +23,7 @@ from wristworld_ros.data.messages import (
 )
 from wristworld_ros.data.simulation.episode import SimulatedEpisode, simulate_episode
 from wristworld_ros.data.simulation.splits import get_split
+from wristworld_ros.data.simulation.urdf import robot_urdf
 from wristworld_ros.errors import BagError
 from wristworld_ros.types import CameraModel, Image
 
@@ -152,10 +153,11 @@ def _declare(
     writer.add_topic("/tf", "tf2_msgs/msg/TFMessage", "tf")
     writer.add_topic("/tf_static", "tf2_msgs/msg/TFMessage", "tf_static")
     writer.add_topic("/instruction", "std_msgs/msg/String", "latched")
+    writer.add_topic("/robot_description", "std_msgs/msg/String", "latched")
 
 
 def _write_latched(writer: BagWriter, episode: SimulatedEpisode) -> None:
-    """Static transforms and the instruction, once at the start."""
+    """Static transforms, the instruction and the robot's description, once at the start."""
     static = [
         transform_fields(pose, START_NS, WORLD_FRAME, _optical_frame(name))
         for name, pose in zip(episode.anchor_names, episode.T_world_camera, strict=True)
@@ -163,6 +165,7 @@ def _write_latched(writer: BagWriter, episode: SimulatedEpisode) -> None:
     static.append(transform_fields(episode.T_hand_wrist, START_NS, HAND_FRAME, WRIST_FRAME))
     writer.write("/tf_static", tf_fields(static), START_NS)
     writer.write("/instruction", {"data": episode.instruction}, START_NS)
+    writer.write("/robot_description", {"data": robot_urdf(episode.robot)}, START_NS)
 
 
 def _write_frame(
