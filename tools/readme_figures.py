@@ -185,7 +185,7 @@ def live() -> list[str]:
     baselines = m["baselines"]
     hardware = m["provenance"]["hardware"]
     return [
-        f"`make demo` ({m['title']}: calibration and kinematics known, depth estimated; through "
+        f"`make demo` ({m['title']}: calibration, joints and URDF known, depth estimated; through "
         f"the two ROS 2 nodes at the bag's own rate, {hardware['cores']} cores of "
         f"{hardware['cpu']}, no GPU): generated {score(m['generated'])}, inpainted splat with the "
         f"same geometry {score(baselines['splat_estimated'])}, with true geometry "
