@@ -216,7 +216,10 @@ class Bench:
         status = self.statuses.get("reconstruction_node: outputs")
         counts = {v.key: int(v.value) for v in status.values} if status else {}
         links = [n for topic, n in counts.items() if "/condition/" in topic]
-        return len(links) == 3 and min(links) >= count
+        # Points are published only while someone listens: this bench does, unless it asks for more
+        # than is offered.
+        heard = count == 1 or counts.get("/wrist/points", 0) >= 1
+        return len(links) == 3 and min(links) >= count and heard
 
     # --- inputs -----------------------------------------------------------------------------------
 
@@ -284,6 +287,16 @@ class Bench:
         """Counters of the last diagnostics."""
         status = self.statuses.get(f"{node}: frames")
         return {v.key: float(v.value) for v in status.values} if status else {}
+
+    def wait_for_input(self, node: str, topic: str) -> None:
+        """Wait until the node says that a first message has come on an input."""
+        name = f"{node}: input {topic}"
+
+        def heard() -> bool:
+            status = self.statuses.get(name)
+            return status is not None and "no message yet" not in status.message
+
+        self.wait(f"{node} hearing {topic}", heard)
 
     def wait_for_problem(self, component: str, *words: str) -> DiagnosticStatus:
         """Wait for a status that is not OK and says all ``words``."""

@@ -122,17 +122,14 @@ def test_the_robot_is_drawn_and_places_the_camera_by_its_joints(
     """No TF of the wrist: the URDF has its frame, 0.3 m above the joint, which is lifted by 0.1."""
     bench.restart(pose_source="kinematic")
     bench.publisher("/robot_description", String, 1, qos.latched()).publish(String(data=URDF))
-    heard = "reconstruction_node: input /robot_description"
-    bench.wait(
-        "the description",
-        lambda: heard in bench.statuses and "no message yet" not in bench.statuses[heard].message,
-    )
+    bench.wait_for_input("reconstruction_node", "/robot_description")
     states = bench.publisher("/joint_states", JointState, 1, qos.state())
 
     def send(**joints: float) -> int:
         stamp, bench.next_stamp = bench.next_stamp, bench.next_stamp + 200_000_000
         bench.send_calibration(anchor_camera)
         states.publish(fill(JointState(), joint_state_fields(joints, stamp)))
+        bench.wait_for_input("reconstruction_node", "/joint_states")
         bench.send_images(stamp)
         return stamp
 

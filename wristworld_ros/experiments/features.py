@@ -28,12 +28,11 @@ from wristworld_ros.reconstruction.correspondence import (
     Correspondences,
     CorrespondenceSource,
     PairFilters,
-    exact_correspondences,
     select_pairs,
 )
 from wristworld_ros.reconstruction.model import Stage1Model
 from wristworld_ros.training.shard_data import Batch
-from wristworld_ros.training.stage1 import lift
+from wristworld_ros.training.stage1 import exact_pairs, lift
 
 #: A matched pair is right when the true wrist camera sees its point within this [px].
 RIGHT = 8.0
@@ -131,14 +130,7 @@ def first_views(batch: Batch, views: int) -> Batch:
 def _pairs(batch: Batch, matcher: CorrespondenceSource | None) -> tuple[Correspondences, Tensor]:
     """Pairs with anchor pixels of the depth's resolution, and which of them are ``checked``."""
     if matcher is None:
-        exact = exact_correspondences(
-            batch.wrist_depth,
-            batch.wrist_K,
-            batch.T_world_wrist,
-            batch.anchor_depth,
-            batch.depth_K,
-            batch.T_world_anchor,
-        )
+        exact = exact_pairs(batch)
         return exact, exact.valid
     found = matcher(batch.wrist, batch.anchors)
     fitted = select_pairs(

@@ -20,7 +20,7 @@ from wristworld_ros.reconstruction.pose_encoding import (
 )
 from wristworld_ros.reconstruction.spc import spc_loss
 from wristworld_ros.training.loop import LoopConfig, train
-from wristworld_ros.training.stage1 import pose_errors
+from wristworld_ros.training.stage1 import pose_errors, pose_l1
 
 #: Width to which tokens are brought first, so that a run takes seconds: the head itself is the
 #: shipped one's code.
@@ -138,10 +138,8 @@ def head_loss(
             lambda_depth=weights.lambda_depth,
             max_error=MAX_ERROR,
         )
-        sign = torch.where((pose[:, 3:7] * truth[:, 3:7]).sum(1, keepdim=True) < 0, -1.0, 1.0)
-        target = torch.cat([truth[:, :3], sign * truth[:, 3:7]], 1)
-        direct = (pose[:, :7] - target).abs().mean()
-        fov = (pose[:, 7:] - truth[:, 7:]).abs().mean()
+        direct = pose_l1([pose], truth, 1.0, slice(0, 7))
+        fov = pose_l1([pose], truth, 1.0, slice(7, 9))
         loss = weights.projection * spc.total + weights.pose * direct + weights.fov * fov
         total = total + weights.gamma ** (len(poses) - 1 - i) * loss
     return total, {

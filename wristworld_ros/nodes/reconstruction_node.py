@@ -80,7 +80,10 @@ class ReconstructionNode(WristNode[CameraSet]):
         saved = self._saved_calibration()
         self._fixed_mount = saved.mount if saved and p.pose_source != "fused" else None
         if saved and saved.mount is None:
-            raise CalibrationError(f"calibration {p.calibration_file} holds no mount.")
+            raise CalibrationError(
+                f"calibration {p.calibration_file} holds no mount. Leave calibration_file empty, "
+                "or make one (wristworld calibrate, or pose_source fused)."
+            )
         from wristworld_ros.reconstruction import Reconstructor
 
         self._reconstructor = Reconstructor.from_pretrained(
@@ -225,8 +228,10 @@ class ReconstructionNode(WristNode[CameraSet]):
 
     def _anchor_frame(self, item: CameraSet) -> AnchorFrame:
         p, robot = self.parameters, self._robot
-        robot.update()
-        joints, T_world_robot = robot.joints(item.stamp_ns, p.tf_timeout), None
+        joints, T_world_robot = None, None
+        if p.draw_robot or p.wrist_frame not in self._tf:
+            robot.update()
+            joints = robot.joints(item.stamp_ns, p.tf_timeout)
         if robot.model is not None and joints is not None and robot.model.root != p.world_frame:
             T_world_robot = self._pose(
                 robot.model.root, item.stamp_ns, "the robot's root link", needed=False, wanted=True

@@ -95,13 +95,21 @@ class RobotInput:
         if self.model is None:
             return joints
         missing = self.model.missing(joints or {})
-        self._error = f"joint_states lack {', '.join(missing)} near the images" if missing else ""
+        self._error = ""
+        if missing:
+            self._error = (
+                f"joint_states lack {', '.join(missing)} near the images. Publish them, the "
+                "gripper's too, with stamps of the same clock."
+            )
         return None if missing else joints
 
     def not_placed(self) -> None:
         """Say that the frame of the root link is not connected to the world."""
         assert self.model is not None
-        self._error = f"TF does not connect its root link '{self.model.root}' to the world frame"
+        self._error = (
+            f"TF does not connect its root link '{self.model.root}' to the world frame. Publish "
+            "that transform, or set world_frame to the root link."
+        )
 
     def status(self) -> tuple[bytes, str]:
         """For the diagnostics."""

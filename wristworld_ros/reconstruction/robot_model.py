@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import logging
 import os
 import tempfile
@@ -182,13 +183,13 @@ def _placed(T: FloatArray, points: NDArray[np.float32]) -> NDArray[np.float32]:
     return points @ T[:3, :3].T.astype(np.float32) + T[:3, 3].astype(np.float32)
 
 
-def _parsed(text: str, find: Callable[[str], str]) -> Any:
+def _parsed(text: str, find: Callable[..., str]) -> Any:
     """A ``yourdfpy.URDF`` with its meshes."""
     import yourdfpy
     from lxml import etree
 
     try:
-        tree = etree.fromstring(text.encode(), etree.XMLParser(resolve_entities=False))
+        tree = etree.fromstring(text.encode())
         names = [
             str(mesh.get("filename", ""))
             for mesh in tree.iter("mesh")
@@ -200,30 +201,31 @@ def _parsed(text: str, find: Callable[[str], str]) -> Any:
                 f"{missing[0]} ({find(missing[0])}). Install or source the package they are of, "
                 "or say where it is."
             )
-        robot = yourdfpy.URDF._parse_robot(tree)
-        return yourdfpy.URDF(robot=robot, filename_handler=lambda fname: find(fname))
+        return yourdfpy.URDF.load(io.BytesIO(text.encode()), filename_handler=find)
     except InvalidInputError:
         raise
-    except Exception as error:
-        raise InvalidInputError(f"the robot description cannot be read: {error}.") from error
+    except Exception as error:  # readers of XML and of meshes raise whatever they like
+        raise InvalidInputError(
+            f"the robot description cannot be read: {error}. Look for the fault with `check_urdf`."
+        ) from error
 
 
 def _mesh_finder(
     folder: Path, packages: Mapping[str, str | Path], embedded: Path
-) -> Callable[[str], str]:
+) -> Callable[..., str]:
     """Resolves the ``filename`` of a URDF's mesh to a path, which may not exist.
 
     Meshes that are part of the text (``data:`` URIs) are written to ``embedded``.
     """
 
-    def find(name: str) -> str:
-        if name.startswith("data:"):
-            kind, _, content = name.partition(";base64,")
-            path = embedded / f"{hashlib.sha256(name.encode()).hexdigest()}.{Path(kind).name}"
+    def find(fname: str) -> str:
+        if fname.startswith("data:"):
+            kind, _, content = fname.partition(";base64,")
+            path = embedded / f"{hashlib.sha256(fname.encode()).hexdigest()}.{Path(kind).name}"
             if not path.exists():
                 path.write_bytes(base64.b64decode(content))
             return str(path)
-        parsed = urlparse(name)
+        parsed = urlparse(fname)
         if parsed.scheme == "file":
             return unquote(parsed.path)
         if parsed.scheme == "package":
@@ -233,7 +235,7 @@ def _mesh_finder(
             prefixes = os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
             shares = [Path(p) / "share" / package / rest for p in prefixes if p]
             return str(next((p for p in shares if p.is_file()), Path(package) / rest))
-        return str(folder / name)
+        return str(folder / fname)
 
     return find
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wristworld_ros.reconstruction.correspondence import exact_correspondences
+from wristworld_ros.reconstruction.correspondence import Correspondences, exact_correspondences
 from wristworld_ros.reconstruction.fitting import log_so3
 from wristworld_ros.reconstruction.heads import BASE_LANDMARKS, WRIST_KEYPOINTS, project
 from wristworld_ros.reconstruction.heatmaps import HeatPeaks, heat_loss
@@ -113,11 +113,11 @@ def stage1_loss(
     true_wrist = encode_pose(T_base_wrist, fov_from_intrinsics(batch.wrist_K, h, w))
 
     depth_loss, depth_error = _depth_loss(output, batch, weights)
-    camera_loss = _pose_loss(output.cameras[:-1], true_anchor, weights.gamma)
-    pose_loss = _pose_loss(output.wrist, true_wrist, weights.gamma, slice(0, 7))
-    fov_loss = _pose_loss(output.wrist, true_wrist, weights.gamma, slice(7, 9))
+    camera_loss = pose_l1(output.cameras[:-1], true_anchor, weights.gamma)
+    pose_loss = pose_l1(output.wrist, true_wrist, weights.gamma, slice(0, 7))
+    fov_loss = pose_l1(output.wrist, true_wrist, weights.gamma, slice(7, 9))
     fits = [encode_pose(T, true_wrist[:, 7:]) for T in output.wrist_fits]
-    fit_loss = _pose_loss(fits, true_wrist, 1.0, slice(0, 7))
+    fit_loss = pose_l1(fits, true_wrist, 1.0, slice(0, 7))
 
     landmarks = batch.T_world_wrist.new_tensor(BASE_LANDMARKS).expand(len(T_wrist), -1, -1)
     base = _point_losses(output.landmarks, landmarks, batch.depth_K, batch.T_world_anchor)
@@ -198,14 +198,9 @@ def _above_table(batch: Batch) -> Tensor:
     return world[..., 2].reshape(true.shape) > TABLE_HEIGHT
 
 
-def _projection_loss(
-    output: Stage1Output, batch: Batch, T_anchors: Tensor, weights: Stage1Losses
-) -> tuple[Tensor, SpcLoss]:
-    """SPC: the anchors' pixels lifted by the predicted depth, seen by the estimated wrist camera.
-
-    Over the wrist head's iterations, with decay, and over both fits; the last one's parts.
-    """
-    pairs = exact_correspondences(
+def exact_pairs(batch: Batch) -> Correspondences:
+    """Pairs by true depth and poses; anchor pixels at the depth's resolution."""
+    return exact_correspondences(
         batch.wrist_depth,
         batch.wrist_K,
         batch.T_world_wrist,
@@ -213,6 +208,16 @@ def _projection_loss(
         batch.depth_K,
         batch.T_world_anchor,
     )
+
+
+def _projection_loss(
+    output: Stage1Output, batch: Batch, T_anchors: Tensor, weights: Stage1Losses
+) -> tuple[Tensor, SpcLoss]:
+    """SPC: the anchors' pixels lifted by the predicted depth, seen by the estimated wrist camera.
+
+    Over the wrist head's iterations, with decay, and over both fits; the last one's parts.
+    """
+    pairs = exact_pairs(batch)
     points = lift(pairs.anchor, output.depth.detach(), batch.depth_K, torch.linalg.inv(T_anchors))
     B, V, M = pairs.valid.shape
     pixels = pairs.wrist[:, None].expand(B, V, M, 2).reshape(B, V * M, 2)
@@ -265,7 +270,7 @@ def apply(T: Tensor, points: Tensor) -> Tensor:
     return points @ T[..., :3, :3].transpose(-1, -2) + T[..., None, :3, 3]
 
 
-def _pose_loss(
+def pose_l1(
     predictions: list[Tensor], target: Tensor, gamma: float, part: slice = slice(0, 9)
 ) -> Tensor:
     """L1 over iterations with decay; quaternions are compared up to sign.
