@@ -337,6 +337,19 @@ class ConditionMap:
         """H x W, True where an anchor shows what was drawn."""
         return self.mask & (self.view >= 0)
 
+    @classmethod
+    def from_published(
+        cls, image: Image, mask_image: NDArray[np.uint8], camera: CameraModel
+    ) -> ConditionMap:
+        """The map as its messages have it: depth and the anchors' numbers are not sent.
+
+        Args:
+            mask_image: H x W as of ``mask_image``.
+        """
+        drawn = mask_image > 0
+        view = np.where(mask_image > ROBOT_MASK, 0, np.where(drawn, -2, -1)).astype(np.int8)
+        return cls(image, drawn, np.zeros(drawn.shape, np.float32), view, camera)
+
     @property
     def mask_image(self) -> NDArray[np.uint8]:
         """H x W uint8 as published: 255 measured, 128 the robot's own body unseen, 0 nothing."""

@@ -17,7 +17,14 @@ from wristworld_ros.reconstruction.backbone import BackboneConfig
 from wristworld_ros.reconstruction.model import Stage1Model
 from wristworld_ros.reconstruction.robot_fusion import colour_surface, robot_depth, with_robot
 from wristworld_ros.reconstruction.robot_model import COARSE, FINE_REACH, RobotModel
-from wristworld_ros.types import ROBOT_VIEW, AnchorFrame, AnchorView, CameraModel, PointCloud
+from wristworld_ros.types import (
+    ROBOT_VIEW,
+    AnchorFrame,
+    AnchorView,
+    CameraModel,
+    ConditionMap,
+    PointCloud,
+)
 
 #: A column of 0.2 m with a red block of 0.1 m that slides along x on top of it.
 URDF = """
@@ -179,6 +186,9 @@ def test_the_body_is_in_the_map_and_not_called_measured(robot):
     assert np.all(with_body.mask_image[with_body.view == -2] == 128)
     assert np.all(with_body.mask_image[with_body.measured] == 255)
     assert np.all(with_body.mask_image[~with_body.mask] == 0)
+    sent = ConditionMap.from_published(with_body.image, with_body.mask_image, camera)
+    assert np.array_equal(sent.measured, with_body.measured)
+    assert np.array_equal(sent.mask, with_body.mask) and sent.coverage == with_body.coverage
     assert with_body.coverage == with_body.measured.mean() < with_body.mask.mean()
     less = dataclasses.replace(frame, joints=None)
     assert (Reconstructor(model, robot=robot)(less).condition.view != -2).all()

@@ -39,7 +39,8 @@ class Panels:
     Attributes:
         seconds: since the first frame.
         anchors: camera name -> third-person picture.
-        condition, mask: condition map.
+        condition, mask: condition map, and where something was drawn.
+        coverage: share of measured pixels, in [0, 1].
         generated, confidence: the generated view.
         truth: true wrist picture at the size of the generated one, or None.
         scores: metric -> value of the generated view, may be empty.
@@ -52,6 +53,7 @@ class Panels:
     anchors: Mapping[str, Image]
     condition: Image
     mask: NDArray[np.bool_]
+    coverage: float
     generated: Image
     confidence: NDArray[np.floating]
     truth: Image | None
@@ -59,10 +61,6 @@ class Panels:
     reference: Mapping[str, float]
     pose_error: tuple[float, float] | None
     source: str
-
-    @property
-    def coverage(self) -> float:
-        return float(self.mask.mean())
 
 
 def video_frame(panels: Panels, title: str, instruction: str) -> Image:

@@ -154,6 +154,7 @@ class EpisodeReport:
             anchors={v.name: v.image for v in frame.views},
             condition=condition.image,
             mask=condition.mask,
+            coverage=condition.coverage,
             generated=image,
             confidence=confidence,
             truth=true_image,

@@ -37,14 +37,7 @@ from wristworld_ros.nodes.instruction import InstructionInput
 from wristworld_ros.nodes.monitoring import ERROR, OK, InputMonitor
 from wristworld_ros.nodes.parameters import GenerationParameters
 from wristworld_ros.nodes.process import run_node
-from wristworld_ros.types import (
-    ROBOT_MASK,
-    AnchorFrame,
-    AnchorView,
-    CameraModel,
-    ConditionMap,
-    WristFrame,
-)
+from wristworld_ros.types import AnchorFrame, AnchorView, CameraModel, ConditionMap, WristFrame
 
 _CONDITION_CURE = "Look at the diagnostics of that node: it says which of its inputs is missing"
 #: Frames of one chunk that the next one looks at again, so that the two agree.
@@ -394,9 +387,7 @@ def _condition_map(parts: _ConditionParts) -> ConditionMap:
             f"{(camera.height, camera.width)} (height, width) differ. Start both nodes from the "
             "same version."
         )
-    drawn = parts.mask > 0
-    view = np.where(parts.mask > ROBOT_MASK, 0, np.where(drawn, -2, -1)).astype(np.int8)
-    return ConditionMap(parts.image, drawn, np.zeros(size, np.float32), view, camera)
+    return ConditionMap.from_published(parts.image, parts.mask, camera)
 
 
 def _check_picture(result: WristFrame) -> None:

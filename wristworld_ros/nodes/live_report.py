@@ -173,13 +173,10 @@ def report_live(
                 continue
             estimate, status = live.parts["wrist/estimate"], live.parts["wrist/status"]
             camera = decode_camera_info(live.parts["wrist/condition/camera_info"])
-            mask = decode_image(live.parts["wrist/condition/mask"])[..., 0] > 127
             assert camera is not None
-            condition = ConditionMap(
+            condition = ConditionMap.from_published(
                 np.array(decode_image(live.parts["wrist/condition/image"])),
-                mask,
-                np.zeros(mask.shape, np.float32),
-                np.where(mask, 0, -1).astype(np.int8),
+                decode_image(live.parts["wrist/condition/mask"])[..., 0],
                 camera,
             )
             position, turn = estimate.pose.pose.position, estimate.pose.pose.orientation
