@@ -12,8 +12,8 @@ from wristworld_ros.geometry.transforms import from_quaternion, invert, pose_err
 from wristworld_ros.reconstruction import Reconstructor, ReconstructorConfig
 from wristworld_ros.reconstruction.backbone import BackboneConfig
 from wristworld_ros.reconstruction.bundle import Prior
+from wristworld_ros.reconstruction.cross_view import cross_view_error
 from wristworld_ros.reconstruction.model import Stage1Model
-from wristworld_ros.reconstruction.reconstructor import cross_view_error
 from wristworld_ros.types import AnchorFrame, AnchorView, CameraModel
 
 TINY = BackboneConfig(dim=48, pairs=2, heads=4, stem=(16, 16, 16), kept=(0, 1))
@@ -62,7 +62,7 @@ def test_measured_depth_and_kinematics_give_the_true_view(model):
     np.testing.assert_allclose(centre, truth.image[32, 32].astype(int), atol=4)
     assert result.estimate.front_facing_fraction == 1
     assert result.estimate.reprojection_error < 1.0
-    assert set(result.latency) == {"network", "cloud", "splat", "estimate"}
+    assert set(result.latency) == {"network", "hand", "cloud", "splat", "estimate"}
 
 
 def test_auto_falls_back_to_learned_and_says_so(model):

@@ -95,7 +95,11 @@ def _run(bag: Path, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from wristworld_ros.weights import read_config
 
     weights = args.model or model_dir("mini")
-    sha256 = {name: read_config(weights / name)["sha256"] for name in ("stage1", "stage2")}
+    sha256 = {
+        name: read_config(weights / name)["sha256"]
+        for name in ("stage1", "hand_depth", "stage2")
+        if (weights / name).exists()
+    }
     with BagReader(bag) as source:
         cameras = find_cameras(source, None)
         compressed = all(topic.endswith("/compressed") for topic in cameras.values())

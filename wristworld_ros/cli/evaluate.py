@@ -162,12 +162,15 @@ def _stage1(args: argparse.Namespace) -> dict[str, Any]:
             record["mount"] = evaluate_fusion(
                 args.split, seeds, anchors=args.anchors, model=str(folder)
             )
+            record["mount_and_anchors"] = evaluate_fusion(
+                args.split, seeds, anchors=args.anchors, model=str(folder), placed=False
+            )
     print(stage1_table(record["results"]))
     if "mount" in record:
         print(mount_table(record["mount"]))
     for name, why in record.get("unscored", {}).items():
         print(f"not scored: {name}: {why}")
-    return {**record, "provenance": _provenance(folder, ["stage1"])}
+    return {**record, "provenance": _provenance(folder, ["stage1", "hand_depth"])}
 
 
 def _stage2(args: argparse.Namespace) -> dict[str, Any]:
@@ -197,7 +200,10 @@ def _stage2(args: argparse.Namespace) -> dict[str, Any]:
         "anchors": args.anchors,
         "results": results,
         "provenance": _provenance(
-            folder, ["stage1", "autoencoder", "stage2"], seed=args.seed, steps=args.steps
+            folder,
+            ["stage1", "hand_depth", "autoencoder", "stage2"],
+            seed=args.seed,
+            steps=args.steps,
         ),
     }
 

@@ -33,6 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stream: frame by frame; chunk: overlapping windows",
     )
     parser.add_argument("--model", type=Path, metavar="DIR", help="weights; default: shipped ones")
+    parser.add_argument(
+        "--backbone",
+        default="mini",
+        choices=("mini", "vggt-1b", "da3-small", "da3-base"),
+        help="network for depth and cameras; others than mini need --backbone-weights",
+    )
+    parser.add_argument(
+        "--backbone-weights", type=Path, metavar="FILE", help="published weights of that network"
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     camera = parser.add_argument_group("wrist camera to synthesise")
     source = camera.add_mutually_exclusive_group()
@@ -100,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             mode=args.mode,
             model=args.model,
+            backbone=args.backbone,
+            backbone_weights=args.backbone_weights,
             device=args.device,
             wrist_camera_topic=args.wrist_camera_from,
             wrist_fov_y=None if args.wrist_fov is None else math.radians(args.wrist_fov),

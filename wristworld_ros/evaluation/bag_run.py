@@ -42,6 +42,8 @@ class RunOptions:
         pose_source: ``auto``, ``kinematic`` or ``learned``.
         steps, seed, mode: of the generator.
         model: folder of the weights, the shipped ones when None.
+        backbone, backbone_weights: a large network for depth and cameras, and its weights' file;
+            see ``Reconstructor.from_pretrained``.
         device: for torch.
         wrist_camera_topic: camera_info of the wrist camera to synthesise.
         wrist_fov_y: its vertical field of view [rad], when there is no such topic.
@@ -62,6 +64,8 @@ class RunOptions:
     seed: int = 0
     mode: str = "stream"
     model: Path | None = None
+    backbone: str = "mini"
+    backbone_weights: Path | None = None
     device: str = "cpu"
     wrist_camera_topic: str = ""
     wrist_fov_y: float | None = None
@@ -106,7 +110,12 @@ def _run(bag: BagReader, out: Path, options: RunOptions) -> EpisodeReport:
     source = _frames(bag, options)
     robot = robot_of(source) if options.draw_robot else None
     reconstructor = Reconstructor.from_pretrained(
-        options.model, pose_source=options.pose_source, device=options.device, robot=robot
+        options.model,
+        pose_source=options.pose_source,
+        device=options.device,
+        robot=robot,
+        backbone=options.backbone,
+        backbone_weights=options.backbone_weights,
     )
     generator = Generator.from_pretrained(
         options.model,
@@ -121,7 +130,7 @@ def _run(bag: BagReader, out: Path, options: RunOptions) -> EpisodeReport:
         mode=options.mode,
         pose_source=options.pose_source,
         model_id=generator.model_id,
-        model_sha256={"stage1": reconstructor.sha256, "stage2": generator.sha256},
+        model_sha256={**reconstructor.sha256s, "stage2": generator.sha256},
         bag=bag.path.name,
     )
     results = _generate(source, reconstructor, generator, options)

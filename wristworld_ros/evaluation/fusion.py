@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.reconstruction import Reconstructor
 from wristworld_ros.reconstruction.bundle import ErrorModel, Prior, Source
 from wristworld_ros.reconstruction.calibration_file import MOUNT
-from wristworld_ros.reconstruction.fusion import MountEstimator
+from wristworld_ros.reconstruction.fused_pose import FusedPose
 from wristworld_ros.reconstruction.hand_eye import difference, perturb
 from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS
 from wristworld_ros.reconstruction.sights import observe
@@ -70,8 +71,9 @@ def evaluate_fusion(
     frames: int = 60,
     anchors: int | None = None,
     errors: ErrorModel | None = None,
+    placed: bool = True,
 ) -> dict[str, Any]:
-    """Mount error against the number of frames, over simulated episodes with calibrated anchors.
+    """Mount error against the number of frames, over simulated episodes.
 
     Args:
         split, seeds: which episodes; each starts from a mount that is off by ``START``.
@@ -80,10 +82,12 @@ def evaluate_fusion(
             for all later ones.
         anchors: number of views; all when None.
         errors: what errors the estimator expects.
+        placed: whether the anchors' poses are known; their intrinsics are.
 
     Returns:
         ``frames`` -> median and p90 of ``mm`` and ``deg``, and ``inside``, the share inside the
-        stated bound of ``LEVEL``; ``kept``, the mean number of frames in the window at the end;
+        stated bound of ``LEVEL``, and, unless ``placed``, the same of the ``anchors`` and the share
+        ``placed`` of them; ``kept``, the mean number of frames in the window at the end;
         ``refused``, episodes without an estimate; ``false_bumps``; ``lasting``, the RMS over
         episodes and cameras of the keypoints' lasting error at the true mount, in stated sigmas
         (measured on val, it is what ``ErrorModel.lasting`` should be).
@@ -91,6 +95,9 @@ def evaluate_fusion(
     reconstructor = reconstructor or Reconstructor.from_pretrained(model, pose_source="learned")
     after = sorted({n for n in AFTER if n < frames} | {frames})
     changes: dict[int, list[FloatArray]] = {n: [] for n in after}
+    anchor_changes: dict[int, list[FloatArray]] = {n: [] for n in after}
+    anchor_covariances: dict[int, list[FloatArray]] = {n: [] for n in after}
+    total = 0
     covariances: dict[int, list[FloatArray]] = {n: [] for n in after}
     kept, refused, bumps = [], 0, 0
     lasting: list[float] = []
@@ -101,27 +108,46 @@ def evaluate_fusion(
         views = range(len(episode.anchor_names) if anchors is None else anchors)
         names = [episode.anchor_names[v] for v in views]
         known = {episode.anchor_names[v]: episode.T_world_camera[v] for v in views}
-        estimator = MountEstimator(prior, known, keypoints=np.array(WRIST_KEYPOINTS), errors=errors)
+        fused = FusedPose(prior, errors=errors)
         observations = []
+        total += len(names)
         for t in range(len(episode)):
-            frame = restrict(episode.anchor_frame(t), "calibrated", views)
+            frame = restrict(episode.anchor_frame(t), "kinematic", views)
             hand = episode.T_world_hand[t]
+            shown = frame.views
+            if not placed:
+                shown = tuple(replace(v, T_world_camera=None) for v in shown)
+            frame = fused.place(replace(frame, T_world_wrist=hand, views=shown))
             output = reconstructor.predict(frame)
             observations.append(observe(output, names, hand, frame.stamp_ns))
-            bumps += estimator.add(observations[-1]) is not None
+            fused.wrist_pose(frame, observations[-1])
+            estimator = fused.estimator
+            assert estimator is not None
             last = t == len(episode) - 1
             for n in after:
                 if n == t + 1 or (last and n > t + 1):
                     estimate = estimator.estimate()
                     changes[n].append(difference(estimate.T_hand_wrist, truth))
                     covariances[n].append(estimate.covariance)
+                    for name, covariance in estimate.camera_covariances.items():
+                        anchor_changes[n].append(difference(estimate.cameras[name], known[name]))
+                        anchor_covariances[n].append(covariance)
         for name in names:
             source = Source(name, observations, np.array(WRIST_KEYPOINTS))
             lasting += lasting_error(source, {MOUNT: truth, **known})
-        kept.append(estimator.estimate().frames)
-        refused += bool(estimator.estimate().reason)
+        assert fused.estimator is not None
+        kept.append(fused.estimator.estimate().frames)
+        refused += bool(fused.estimator.estimate().reason)
+        bumps += len(fused.estimator.bumps)
+    summaries: dict[str, Any] = {str(n): _summary(changes[n], covariances[n]) for n in after}
+    if not placed:
+        for n in after:
+            summaries[str(n)]["anchors"] = {
+                **_summary(anchor_changes[n], anchor_covariances[n], "anchors"),
+                "placed": len(anchor_changes[n]) / max(total, 1),
+            }
     return {
-        **{str(n): _summary(changes[n], covariances[n]) for n in after},
+        **summaries,
         "kept": float(np.mean(kept)) if kept else float("nan"),
         "refused": refused,
         "false_bumps": bumps,
@@ -139,14 +165,16 @@ def lasting_error(source: Source, poses: Mapping[str, FloatArray]) -> list[float
     return [float(np.sqrt(np.mean(np.nanmedian(error, axis=0) ** 2)))]
 
 
-def _summary(changes: list[FloatArray], covariances: list[FloatArray]) -> dict[str, Any]:
+def _summary(
+    changes: list[FloatArray], covariances: list[FloatArray], of: str = "episodes"
+) -> dict[str, Any]:
     if not changes:
-        return {"episodes": 0}
+        return {of: 0}
     d = np.array(changes)
     mm = 1e3 * np.linalg.norm(d[:, :3], axis=1)
     deg = np.rad2deg(np.linalg.norm(d[:, 3:], axis=1))
     return {
-        "episodes": len(d),
+        of: len(d),
         "mm": {"median": float(np.median(mm)), "p90": float(np.percentile(mm, 90))},
         "deg": {"median": float(np.median(deg)), "p90": float(np.percentile(deg, 90))},
         "inside": share_inside(d, covariances),

@@ -41,7 +41,8 @@ from wristworld_ros.nodes.monitoring import (
     ProblemLog,
     diagnostic,
 )
-from wristworld_ros.nodes.parameters import NodeParameters, ParameterServer
+from wristworld_ros.nodes.parameter_server import ParameterServer
+from wristworld_ros.nodes.parameters import NodeParameters
 from wristworld_ros.nodes.worker import LatestWorker
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 From the one declaration come the ROS parameter descriptors, the validation of every value, the
 defaults in ``config/virtual_wrist.yaml`` (a test compares them) and the tables of the README
-(``parameters_markdown``). Only ``declare`` and ``ParameterServer`` need ROS.
+(``parameters_markdown``). ``parameter_server.py`` brings them to ROS.
 """
 
 from __future__ import annotations
@@ -12,16 +12,11 @@ import math
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from wristworld_ros.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
-    from rclpy.node import Node
-    from rclpy.parameter import Parameter
 
 #: When a new value takes effect: ``start`` parameters are read-only while the process lives,
 #: ``configure`` ones may change only while the node is unconfigured, ``any`` ones apply at once.
@@ -143,6 +138,15 @@ class ReconstructionParameters(NodeParameters):
         "Where the pose of the wrist camera comes from; auto takes the best that the inputs allow; "
         "fused estimates a roughly known mount from the pictures.",
         choices=("auto", "kinematic", "learned", "fused"),
+    )
+    backbone: str = parameter(
+        "mini",
+        "Network that depth and cameras come from; others than mini need backbone_weights, a "
+        "kinematic wrist pose and a known wrist camera.",
+        choices=("mini", "vggt-1b", "da3-small", "da3-base"),
+    )
+    backbone_weights: str = parameter(
+        "", "Published weights' file of a backbone other than mini (model.safetensors, model.pt)."
     )
     calibration_file: str = parameter(
         "",
@@ -393,97 +397,6 @@ def _yaml_value(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_yaml_value(v) for v in value) + "]"
     return f'"{value}"' if isinstance(value, str) else repr(value)
-
-
-def descriptor(cls: type[NodeParameters], name: str) -> ParameterDescriptor:
-    """ROS descriptor of one parameter, for ``ros2 param describe``."""
-    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-
-    field = next(f for f in dataclasses.fields(cls) if f.name == name)
-    meta, kind = field.metadata, get_type_hints(cls)[name]
-    constraints = []
-    if meta["choices"]:
-        constraints.append("one of " + ", ".join(meta["choices"]))
-    if meta["count"]:
-        constraints.append(f"{meta['count'][0]} to {meta['count'][1]} elements")
-    if meta["pattern"]:
-        constraints.append(f"matches {meta['pattern']}")
-    if meta["applies"] == "configure":
-        constraints.append("can be set while the node is unconfigured")
-    unit = f" [{meta['unit']}]" if meta["unit"] else ""
-    result = ParameterDescriptor(
-        description=meta["description"] + unit,
-        additional_constraints="; ".join(constraints),
-        read_only=meta["applies"] == "start",
-        dynamic_typing=True,
-    )
-    if meta["limits"]:
-        low, high = meta["limits"]
-        if kind is int:
-            result.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=0)]
-        elif kind is float:
-            result.floating_point_range = [
-                FloatingPointRange(from_value=float(low), to_value=float(high), step=0.0)
-            ]
-    return result
-
-
-class ParameterServer:
-    """Declares the parameters of a dataclass on a ROS node and keeps the checked values.
-
-    Typing is dynamic on the ROS side so that ``wrist_fov_y:=1`` is a number like any other; every
-    value passes ``check_value``, which has the types.
-
-    Args:
-        node: the rclpy node.
-        cls: its parameter class.
-        unconfigured: called to learn whether ``configure`` parameters may be set now.
-
-    Attributes:
-        current: the values in force, a frozen instance of ``cls``.
-
-    Raises:
-        InvalidInputError: a value from the command line or a YAML file is not allowed.
-    """
-
-    def __init__(
-        self, node: Node, cls: type[NodeParameters], unconfigured: Callable[[], bool]
-    ) -> None:
-        from rclpy.exceptions import InvalidParameterValueException
-
-        self._cls, self._unconfigured = cls, unconfigured
-        defaults, values = cls(), {}
-        for field in dataclasses.fields(cls):
-            name = field.name
-            try:
-                declared = node.declare_parameter(
-                    name, getattr(defaults, name), descriptor(cls, name)
-                )
-            except InvalidParameterValueException as error:
-                raise InvalidInputError(str(error)) from error
-            values[name] = check_value(cls, name, declared.value)
-        self.current: NodeParameters = cls(**values)
-        node.add_on_set_parameters_callback(self._on_set)
-
-    def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
-        from rcl_interfaces.msg import SetParametersResult
-
-        declared = {f.name: f for f in dataclasses.fields(self._cls)}
-        try:
-            values = {}
-            for p in parameters:
-                if p.name not in declared:  # use_sim_time and the like belong to rclpy
-                    continue
-                values[p.name] = check_value(self._cls, p.name, p.value)
-                if declared[p.name].metadata["applies"] == "configure" and not self._unconfigured():
-                    raise InvalidInputError(
-                        f"parameter {p.name} takes effect at configure and the node is configured; "
-                        "deactivate and clean up first (ros2 lifecycle set NODE cleanup)."
-                    )
-        except InvalidInputError as error:
-            return SetParametersResult(successful=False, reason=str(error))
-        self.current = dataclasses.replace(self.current, **values)
-        return SetParametersResult(successful=True)
 
 
 def parameters_page() -> str:

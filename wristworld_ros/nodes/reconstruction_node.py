@@ -50,7 +50,7 @@ from wristworld_ros.reconstruction.calibration_file import (
     load_calibration,
     save_calibration,
 )
-from wristworld_ros.reconstruction.fusion import MountEstimator, mount_prior
+from wristworld_ros.reconstruction.fusion import MountEstimator, camera_priors, mount_prior
 from wristworld_ros.types import (
     AnchorFrame,
     AnchorView,
@@ -60,7 +60,7 @@ from wristworld_ros.types import (
 )
 
 M = WristEstimateMessage
-#: Pose sources that cannot do without kinematics and calibrated cameras.
+#: Pose sources that cannot do without kinematics and the cameras' intrinsics.
 STRICT = ("kinematic", "fused")
 
 
@@ -91,7 +91,10 @@ class ReconstructionNode(WristNode[CameraSet]):
             pose_source=p.pose_source,
             wrist_camera=self._given_wrist_camera,
             device=p.device,
+            backbone=p.backbone,
+            backbone_weights=p.backbone_weights or None,
             mount=mount_prior(saved) if saved and p.pose_source == "fused" else None,
+            cameras=camera_priors(saved) if saved else None,
         )
         images = qos.image(p.output_reliability)
         self.advertise("wrist/estimate", M, qos.state())
@@ -250,7 +253,7 @@ class ReconstructionNode(WristNode[CameraSet]):
                 image.frame_id,
                 image.stamp_ns,
                 f"camera '{name}'",
-                needed=p.pose_source in STRICT,
+                needed=p.pose_source == "kinematic",
                 wanted=True,
             )
             depth = item.depth[name].image if name in item.depth else None

@@ -35,6 +35,7 @@ from wristworld_ros.reconstruction.calibration_file import (
 )
 from wristworld_ros.reconstruction.hand_eye import (
     average_pose,
+    cross_matrices,
     inverted,
     second_rotation,
 )
@@ -121,6 +122,15 @@ def mount_prior(calibration: StationCalibration) -> Prior:
     return Prior(calibration.mount, calibration.covariances[MOUNT])
 
 
+def camera_priors(calibration: StationCalibration) -> dict[str, Prior]:
+    """The fixed cameras that a calibration holds with a covariance, by name."""
+    return {
+        name: Prior(calibration.cameras[name].T_base_camera, covariance)
+        for name, covariance in calibration.covariances.items()
+        if name != MOUNT
+    }
+
+
 class MountEstimator:
     """Estimates the mount, and unknown fixed cameras, over a bounded window of frames.
 
@@ -188,6 +198,28 @@ class MountEstimator:
             self._new = 0
             self._estimate = self._solve()
         return self._estimate
+
+    def camera_sigma(self, name: str) -> tuple[float, float]:
+        """Largest standard deviations of an estimated camera; infinite for one without estimate.
+
+        A camera far from a small workspace is sure of what it sees there long before it is sure
+        of its own place, since its errors of position and rotation cancel there.
+
+        Returns:
+            Of the place, in the camera's frame, of a point in the middle of the hand's positions
+            [m], and of the camera's rotation [rad].
+        """
+        estimate = self.estimate()
+        covariance = estimate.camera_covariances.get(name)
+        if covariance is None:
+            return float("inf"), float("inf")
+        middle = np.mean([o.T_base_hand[:3, 3] for o in self._frames], axis=0)
+        arm = middle - estimate.cameras[name][:3, 3]  # poses change in the base's axes
+        J = np.hstack([-np.eye(3), cross_matrices(arm)])
+        point, turn = (
+            np.linalg.eigvalsh(C)[-1] for C in (J @ covariance @ J.T, covariance[3:, 3:])
+        )
+        return float(np.sqrt(point)), float(np.sqrt(turn))
 
     # --- solving ----------------------------------------------------------------------------------
 
@@ -426,11 +458,7 @@ class MountEstimator:
             CalibrationError: it has no mount, or none with a covariance.
         """
         mount = mount_prior(calibration)
-        priors = {
-            name: Prior(calibration.cameras[name].T_base_camera, covariance)
-            for name, covariance in calibration.covariances.items()
-            if name != MOUNT
-        }
+        priors = camera_priors(calibration)
         known: dict[str, FloatArray | Prior] = {
             name: priors.get(name, placed.T_base_camera)
             for name, placed in calibration.cameras.items()

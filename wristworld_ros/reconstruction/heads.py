@@ -294,13 +294,19 @@ class CropHead(nn.Module):
 
 
 def cut_out(
-    middle: Tensor, K: Tensor, T_base_camera: Tensor, size: tuple[int, int]
+    middle: Tensor,
+    K: Tensor,
+    T_base_camera: Tensor,
+    size: tuple[int, int],
+    reach: float = CROP_REACH,
+    pixels: int = CROP_SIZE,
 ) -> tuple[Tensor, Tensor]:
     """Square cut-outs around a point.
 
     Args:
         middle: B x 3 in the base frame [m].
         K, T_base_camera: B x V x 3 x 3 [px], B x V x 4 x 4; size: (H, W).
+        reach: to each side of the middle [m]; pixels: edge of the cut-outs, S.
 
     Returns:
         Intrinsics of the cut-outs B x V x 3 x 3, and sampling grids B x V x S x S x 2 in [-1, 1].
@@ -311,14 +317,14 @@ def cut_out(
         pixel, z = pixel[:, :, 0], z[:, :, 0]
         # A point far outside still gives a finite cut-out, which is black.
         pixel = pixel.clamp(min=-float(max(size)), max=2.0 * max(size))
-        reach = (CROP_REACH * K[..., 0, 0] / z.clamp_min(0.1)).clamp(8, 2 * max(size))
-        scale = CROP_SIZE / (2 * reach)
+        half = (reach * K[..., 0, 0] / z.clamp_min(0.1)).clamp(8, 2 * max(size))
+        scale = pixels / (2 * half)
         K_crop = K.clone()
         K_crop[..., :2, :] = K[..., :2, :] * scale[..., None, None]
-        K_crop[..., :2, 2] = (K[..., :2, 2] - pixel + reach[..., None]) * scale[..., None]
-        steps = (torch.arange(CROP_SIZE, device=K.device) + 0.5) / CROP_SIZE * 2 - 1
+        K_crop[..., :2, 2] = (K[..., :2, 2] - pixel + half[..., None]) * scale[..., None]
+        steps = (torch.arange(pixels, device=K.device) + 0.5) / pixels * 2 - 1
         v, u = torch.meshgrid(steps, steps, indexing="ij")
-        offset = torch.stack([u, v], -1) * reach[..., None, None, None]
+        offset = torch.stack([u, v], -1) * half[..., None, None, None]
         place = pixel[:, :, None, None] + offset
         grid = place / place.new_tensor([W, H]) * 2 - 1
     return K_crop, grid

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from wristworld_ros.errors import CalibrationError, InvalidInputError
-from wristworld_ros.geometry.camera import pixel_rays, rectify
-from wristworld_ros.geometry.cloud import cloud_from_depth, depth_edges, join_points, select_points
-from wristworld_ros.geometry.depth_fusion import fuse_depth, resize_depth
+from wristworld_ros.geometry.cloud import cloud_from_depth, join_points, select_points
 from wristworld_ros.geometry.splatting import splat
-from wristworld_ros.geometry.transforms import apply, invert
+from wristworld_ros.geometry.transforms import invert
 from wristworld_ros.reconstruction import robot_fusion
 from wristworld_ros.reconstruction.bundle import Prior
+from wristworld_ros.reconstruction.cross_view import cross_view_error
+from wristworld_ros.reconstruction.fused_pose import FusedPose
 from wristworld_ros.reconstruction.fusion import MountEstimator
 from wristworld_ros.reconstruction.geometry_prediction import network_size
-from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS
+from wristworld_ros.reconstruction.hand_depth import CloseDepth, HandDepth, load_hand_depth
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1Output
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
+from wristworld_ros.reconstruction.posed_views import PosedViews, posed_views
+from wristworld_ros.reconstruction.pretrained_backbone import BACKBONES, PretrainedBackbone
 from wristworld_ros.reconstruction.robot_model import FINE_REACH, RobotModel
 from wristworld_ros.reconstruction.sights import observe
+from wristworld_ros.reconstruction.views import rectified
 from wristworld_ros.resources import model_dir
 from wristworld_ros.runtime.device import select_device
 from wristworld_ros.types import (
@@ -77,41 +80,33 @@ class ReconstructorConfig:
     mount_sigma: tuple[float, float] = (0.0116, 0.0403)
 
 
-@dataclass(frozen=True)
-class _Geometry:
-    """Views at cloud resolution, in the world frame."""
-
-    images: list[NDArray[np.uint8]]
-    depths: list[NDArray[np.float32]]
-    confidences: list[NDArray[np.float32]]
-    cameras: list[CameraModel]
-    poses: list[FloatArray]
-    world_frame: str
-    shown: list[NDArray[np.bool_]]
-
-
 class Reconstructor:
     """Anchor views to wrist pose, coloured cloud and condition map.
 
     Args:
-        model: the stage-1 network.
+        model: the stage-1 network, or a large backbone in its place: then the wrist camera has to
+            be known, and its pose comes from kinematics.
         pose_source: ``kinematic`` (needs the pose and calibrated anchors), ``learned``, ``fused``
             (as kinematic, but the mount is taken for roughly known and estimated from the
-            pictures over a window), or ``auto``: kinematic where the inputs allow it, else learned.
+            pictures over a window, and so are anchors without a pose), or ``auto``: kinematic where
+            the inputs allow it, else learned.
         wrist_camera: the camera to synthesise when a frame does not name one; else its field of
             view is estimated, at 128 x 128 px.
         scores: errors on val by kind of input, for the covariance of learned poses.
         mount: where ``fused`` starts, as a correction of the given wrist pose; none to
             ``ReconstructorConfig.mount_sigma`` when None.
+        cameras: where ``fused`` starts with anchors that frames give no pose of.
         robot: the robot's body, drawn where joints, calibration and the robot's place are known.
+        hand_depth: the network for depth around the hand; without it depth is the whole pictures'.
 
     Attributes:
-        mount_estimator: of ``fused``, from its first frame on.
+        fused: the state of pose source ``fused``.
+        backbone: the large backbone, or None.
     """
 
     def __init__(
         self,
-        model: Stage1Model,
+        model: Stage1Model | PretrainedBackbone,
         *,
         pose_source: str = "auto",
         wrist_camera: CameraModel | None = None,
@@ -120,21 +115,52 @@ class Reconstructor:
         sha256: str = "",
         device: str = "cpu",
         mount: Prior | None = None,
+        cameras: Mapping[str, Prior] | None = None,
         robot: RobotModel | None = None,
+        hand_depth: HandDepth | None = None,
     ) -> None:
         if pose_source not in POSE_SOURCES:
             raise InvalidInputError(f"pose source '{pose_source}' is not in {POSE_SOURCES}.")
         self.device = select_device(device)
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.backbone = model if isinstance(model, PretrainedBackbone) else None
+        self._model: Stage1Model | None = None
+        if isinstance(model, PretrainedBackbone):
+            model.check_source(pose_source)
+        else:
+            self._model = model.to(self.device).eval().requires_grad_(False)
         self.pose_source = pose_source
         self.wrist_camera = wrist_camera
         self.config = config or ReconstructorConfig()
         self.scores = scores or {}
         self.sha256 = sha256
-        self.mount = mount or Prior.from_sigma(np.eye(4), self.config.mount_sigma)
-        self.mount_estimator: MountEstimator | None = None
+        start = mount or Prior.from_sigma(np.eye(4), self.config.mount_sigma)
+        self.fused = FusedPose(start, cameras)
         self.robot = robot
-        self._anchors: dict[str, FloatArray] = {}
+        self.hand_depth: HandDepth | None = None
+        if hand_depth is not None:
+            self.hand_depth = hand_depth.to(self.device).eval().requires_grad_(False)
+
+    @property
+    def mount_estimator(self) -> MountEstimator | None:
+        """Of ``fused``, from its first frame on."""
+        return self.fused.estimator
+
+    @property
+    def sha256s(self) -> dict[str, str]:
+        """Part of the model -> sha256 of its weights."""
+        parts = {"stage1": self.sha256}
+        return parts if self.hand_depth is None else {**parts, "hand_depth": self.hand_depth.sha256}
+
+    @property
+    def model(self) -> Stage1Model:
+        """Stage 1's own network.
+
+        Raises:
+            InvalidInputError: a large backbone is in its place.
+        """
+        if self._model is None:
+            raise InvalidInputError("a large backbone predicts no wrist camera; use 'mini'.")
+        return self._model
 
     @classmethod
     def from_pretrained(
@@ -146,17 +172,47 @@ class Reconstructor:
         config: ReconstructorConfig | None = None,
         device: str = "cpu",
         mount: Prior | None = None,
+        cameras: Mapping[str, Prior] | None = None,
         robot: RobotModel | None = None,
+        backbone: str = "mini",
+        backbone_weights: str | Path | None = None,
     ) -> Reconstructor:
-        """Load a model folder (the shipped ``mini`` when None), which has a ``stage1`` folder.
+        """Load a model folder (the shipped ``mini`` when None).
+
+        It has a folder ``stage1``, and may have one ``hand_depth``.
+
+        Args:
+            backbone: ``mini`` (the model folder's own network), ``vggt-1b``, ``da3-small`` or
+                ``da3-base``, which take its place.
+            backbone_weights: the published weights' file of a backbone other than ``mini``.
 
         Raises:
+            InvalidInputError: no such backbone, or weights that it does not take.
             WeightsError: weights are missing, truncated, altered or do not fit.
         """
+        if backbone not in BACKBONES:
+            raise InvalidInputError(f"no backbone '{backbone}'; use one of {', '.join(BACKBONES)}.")
+        if backbone != "mini":
+            large = PretrainedBackbone.from_file(backbone, backbone_weights, device=device)
+            return cls(
+                large,
+                pose_source=pose_source,
+                wrist_camera=wrist_camera,
+                config=config,
+                sha256=large.sha256,
+                device=device,
+                robot=robot,
+            )
+        if backbone_weights:
+            raise InvalidInputError(
+                f"backbone_weights {backbone_weights} are given, but backbone 'mini' takes its "
+                "weights from the model folder. Name the backbone that they belong to."
+            )
         folder = (Path(path) if path else model_dir("mini")) / "stage1"
         document = read_config(folder)
         model = Stage1Model.from_config(document["config"])
         digest = load_weights(folder, model)
+        hand_depth = load_hand_depth(folder.parent / "hand_depth", digest)
         return cls(
             model,
             pose_source=pose_source,
@@ -166,7 +222,9 @@ class Reconstructor:
             sha256=digest,
             device=device,
             mount=mount,
+            cameras=cameras,
             robot=robot,
+            hand_depth=hand_depth,
         )
 
     def __call__(self, frame: AnchorFrame) -> Reconstruction:
@@ -177,7 +235,9 @@ class Reconstructor:
         """
         source = self._source(frame)
         clock = _Clock()
-        frame = _rectified(frame)
+        frame = rectified(frame)
+        if source == "fused":
+            frame = self.fused.place(frame)
         given = frame.wrist_camera or self.wrist_camera
         output: Stage1Output | None = None
         if source != "kinematic" or given is None:
@@ -185,7 +245,26 @@ class Reconstructor:
         else:
             scene = self.predict_scene(frame)
         clock.lap("network")
-        geometry = self._geometry(frame, scene)
+        # The network's base frame is the world of calibrated anchors.
+        T_base_anchor = [_orthonormal(T) for T in scene.T_base_anchor[0].double().cpu().numpy()]
+        first = frame.views[0].T_world_camera if frame.calibrated else None
+        T_world_base = (np.eye(4) if first is None else first) @ invert(T_base_anchor[0])
+        T_world_wrist, covariance, source = self._wrist_pose(source, frame, output, T_world_base)
+        close = self._close(frame, scene, invert(T_world_base) @ T_world_wrist, source)
+        clock.lap("hand")
+        geometry = posed_views(
+            frame,
+            scene,
+            [
+                T_world_base @ T if first is None or v.T_world_camera is None else v.T_world_camera
+                for v, T in zip(frame.views, T_base_anchor, strict=True)
+            ],
+            size=self.config.cloud_size,
+            edge_threshold=self.config.edge_threshold,
+            use_measured_depth=self.config.use_measured_depth,
+            close=close,
+            surface=self._surface(frame),
+        )
         points = cloud = self._cloud(geometry, False)
         body = select_points(points, np.zeros(0, np.int64))
         if self._draws_robot(frame):
@@ -194,20 +273,6 @@ class Reconstructor:
         if self.config.occlude:
             cloud = select_points(cloud, cloud.confidence >= self.config.min_confidence)
         clock.lap("cloud")
-        # The network's base frame is the world of calibrated anchors.
-        T_base_first = scene.T_base_anchor[0, 0].double().cpu().numpy()
-        T_world_base = geometry.poses[0] @ invert(_orthonormal(T_base_first))
-        sigma_t, sigma_r = KINEMATIC_SIGMA
-        covariance = np.diag([sigma_t**2] * 3 + [sigma_r**2] * 3)
-        if source == "kinematic" or output is None:
-            assert frame.T_world_wrist is not None
-            T_world_wrist = frame.T_world_wrist
-        elif source == "fused":
-            T_world_wrist, covariance = self._fuse(frame, output)
-        else:
-            T_base_wrist = decode_pose(output.wrist_pose)[0][0].double().cpu().numpy()
-            T_world_wrist = T_world_base @ _orthonormal(T_base_wrist)
-            covariance = self._covariance(frame, output, T_world_base)
         camera = self._wrist_camera(given, output)
         condition = splat(
             join_points(points, self._body(body, frame, geometry, T_world_wrist, camera)),
@@ -229,54 +294,91 @@ class Reconstructor:
             reprojection_error=cross_view_error(geometry.depths, geometry.cameras, geometry.poses),
         )
         clock.lap("estimate")
-        return Reconstruction(
-            frame.stamp_ns, estimate, cloud, condition, geometry.world_frame, clock.laps
-        )
+        name = frame.world_frame if frame.calibrated else f"{frame.views[0].name}_optical_frame"
+        return Reconstruction(frame.stamp_ns, estimate, cloud, condition, name, clock.laps)
 
     def _source(self, frame: AnchorFrame) -> str:
+        if self.backbone is not None:
+            self.backbone.check_frame(frame, frame.wrist_camera or self.wrist_camera)
+            return "kinematic"
         possible = frame.T_world_wrist is not None and frame.calibrated
-        if self.pose_source in ("kinematic", "fused") and not possible:
-            missing = [v.name for v in frame.views if not v.calibrated]
-            raise CalibrationError(
-                f"pose source '{self.pose_source}' needs the wrist camera's pose and calibrated "
-                "anchors; "
-                + ("there is no wrist pose (TF)" if frame.T_world_wrist is None else "")
-                + (f" cameras without camera_info or TF: {missing}" if missing else "")
-                + ". Publish them, or use pose source 'auto' or 'learned'."
-            )
+        if self.pose_source == "kinematic" and not possible:
+            self._refuse(frame, [v.name for v in frame.views if not v.calibrated], "or TF")
         if self.pose_source == "fused":
+            missing = [v.name for v in frame.views if v.camera is None]
+            if missing or frame.T_world_wrist is None:
+                self._refuse(frame, missing, "")
             return "fused"
         return "kinematic" if possible and self.pose_source != "learned" else "learned"
 
-    def _fuse(self, frame: AnchorFrame, output: Stage1Output) -> tuple[FloatArray, FloatArray]:
-        """Pose by kinematics and the mount that the window's pictures ask for; its covariance."""
-        assert frame.T_world_wrist is not None
-        anchors = {v.name: v.T_world_camera for v in frame.views if v.T_world_camera is not None}
-        if self.mount_estimator is None or not _same_poses(anchors, self._anchors):
-            self._anchors = anchors
-            self.mount_estimator = MountEstimator(
-                self.mount, anchors, keypoints=np.array(WRIST_KEYPOINTS)
-            )
-        self.mount_estimator.add(
-            observe(output, list(anchors), frame.T_world_wrist, frame.stamp_ns)
+    def _refuse(self, frame: AnchorFrame, missing: list[str], also: str) -> NoReturn:
+        needed = "calibrated anchors" if also else "the anchors' intrinsics"
+        raise CalibrationError(
+            f"pose source '{self.pose_source}' needs the wrist camera's pose and {needed}; "
+            + ("there is no wrist pose (TF)" if frame.T_world_wrist is None else "")
+            + (f" cameras without camera_info {also}".rstrip() + f": {missing}" if missing else "")
+            + ". Publish them, or use pose source 'auto' or 'learned'."
         )
-        return self.mount_estimator.estimate().wrist_pose(frame.T_world_wrist)
+
+    def _wrist_pose(
+        self,
+        source: str,
+        frame: AnchorFrame,
+        output: Stage1Output | None,
+        T_world_base: FloatArray,
+    ) -> tuple[FloatArray, FloatArray, str]:
+        """Pose of the wrist camera in the world, its covariance (6 x 6), and where it is from."""
+        if source == "fused" and output is not None:
+            assert frame.T_world_wrist is not None
+            names = [v.name for v in frame.views]
+            seen = observe(output, names, frame.T_world_wrist, frame.stamp_ns)
+            fused = self.fused.wrist_pose(frame, seen)
+            if fused is not None:
+                return *fused, source
+        if source != "kinematic" and output is not None:
+            T_base_wrist = decode_pose(output.wrist_pose)[0][0].double().cpu().numpy()
+            covariance = self._covariance(frame, output, T_world_base)
+            return T_world_base @ _orthonormal(T_base_wrist), covariance, "learned"
+        assert frame.T_world_wrist is not None
+        T_world_wrist = frame.T_world_wrist
+        if not frame.calibrated:  # a large backbone placed the anchors in the base frame
+            T_world_wrist = T_world_base @ T_world_wrist
+        sigma_t, sigma_r = KINEMATIC_SIGMA
+        return T_world_wrist, np.diag([sigma_t**2] * 3 + [sigma_r**2] * 3), source
+
+    def _close(
+        self, frame: AnchorFrame, scene: SceneOutput, T_base_wrist: FloatArray, source: str
+    ) -> CloseDepth | None:
+        """Depth around the hand, where there is a network for it."""
+        if self.hand_depth is None:
+            return None
+        pose = torch.tensor(T_base_wrist[None], dtype=torch.float32, device=self.device)
+        given = torch.tensor([source != "learned"], device=self.device)
+        with torch.inference_mode():
+            return self.hand_depth(self._inputs(frame)[0], scene, pose, given)
+
+    def _surface(self, frame: AnchorFrame) -> PointCloud | None:
+        if not self._draws_robot(frame):
+            return None
+        assert self.robot is not None and frame.joints is not None
+        return self.robot.surface(frame.joints, frame.T_world_robot)
 
     def predict(self, frame: AnchorFrame) -> Stage1Output:
         """What the network says of a frame, in the robot's base frame."""
-        images, K, T, known = self._inputs(frame)
+        images, K, T, known = self._inputs(rectified(frame))
         with torch.inference_mode():
             return self.model(images, K, T, known)
 
     def predict_scene(self, frame: AnchorFrame) -> SceneOutput:
         """The same without the wrist camera, where nothing of it is asked: calibrated anchors, and
         a known wrist camera."""
-        images, K, T, _ = self._inputs(frame)
+        if self.backbone is not None:
+            return self.backbone.predict_scene(frame)
+        images, K, T, _ = self._inputs(rectified(frame))
         with torch.inference_mode():
             return self.model.scene(images, K, T)
 
     def _inputs(self, frame: AnchorFrame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        frame = _rectified(frame)
         h, w = frame.views[0].image.shape[:2]
         height, width = network_size(h, w, self.config.network_size, self.model.side_step)
         images, Ks, poses = [], [], []
@@ -294,51 +396,6 @@ class Reconstructor:
             torch.tensor(known, device=self.device),
         )
 
-    def _geometry(self, frame: AnchorFrame, scene: SceneOutput) -> _Geometry:
-        """Views, depths and cameras at cloud resolution, in the world frame."""
-        images, depths, confidences, cameras, poses, shown = [], [], [], [], [], []
-        surface = None
-        if self._draws_robot(frame):
-            assert self.robot is not None and frame.joints is not None
-            surface = self.robot.surface(frame.joints, frame.T_world_robot)
-        T_base_anchor = [_orthonormal(T) for T in scene.T_base_anchor[0].double().cpu().numpy()]
-        network = (2 * scene.depth.shape[-1], 2 * scene.depth.shape[-2])
-        for i, view in enumerate(frame.views):
-            image, camera = view.image, view.camera
-            height, width = image.shape[:2]
-            scale = min(1.0, self.config.cloud_size / max(width, height))
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            if camera is None:
-                K = scene.anchor_K[0, i].double().cpu().numpy()
-                camera = CameraModel(K, *network).resized(*size)
-            else:
-                camera = camera.resized(*size)
-            if view.T_world_camera is not None and frame.calibrated:
-                pose = view.T_world_camera
-            else:
-                pose = invert(T_base_anchor[0]) @ T_base_anchor[i]
-            predicted = scene.depth[0, i].cpu().numpy()
-            # Inverse depth is linear over planes in the image, depth is not.
-            depth: NDArray = 1 / cv2.resize(1 / predicted, size, interpolation=cv2.INTER_LINEAR)
-            confidence: NDArray = cv2.resize(1 - 1 / scene.confidence[0, i].cpu().numpy(), size)
-            confidence[depth_edges(depth, self.config.edge_threshold)] = -1.0
-            body = np.zeros(depth.shape, bool)
-            if surface is not None:
-                robot = robot_fusion.robot_depth(surface, pose, camera)
-                depth, confidence, body = robot_fusion.with_robot(depth, confidence, robot)
-            if self.config.use_measured_depth and view.depth is not None:
-                measured = resize_depth(view.depth, size)
-                depth, confidence = fuse_depth(depth, confidence, measured)
-            reduced = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            images.append(np.asarray(reduced, np.uint8))
-            depths.append(depth.astype(np.float32))
-            confidences.append(confidence.astype(np.float32))
-            cameras.append(camera)
-            poses.append(pose)
-            shown.append(body)
-        name = frame.world_frame if frame.calibrated else f"{frame.views[0].name}_optical_frame"
-        return _Geometry(images, depths, confidences, cameras, poses, name, shown)
-
     def _draws_robot(self, frame: AnchorFrame) -> bool:
         return self.robot is not None and frame.joints is not None and frame.calibrated
 
@@ -346,7 +403,7 @@ class Reconstructor:
         self,
         seen: PointCloud,
         frame: AnchorFrame,
-        geometry: _Geometry,
+        geometry: PosedViews,
         T_world_wrist: FloatArray,
         camera: CameraModel,
     ) -> PointCloud:
@@ -368,7 +425,7 @@ class Reconstructor:
         away = np.linalg.norm(seen.points - T_world_wrist[:3, 3], axis=1) > FINE_REACH
         return join_points(select_points(seen, away), coloured)
 
-    def _cloud(self, geometry: _Geometry, body: bool) -> PointCloud:
+    def _cloud(self, geometry: PosedViews, body: bool) -> PointCloud:
         """Points of what the pictures show of the robot's body, or of all else."""
         return cloud_from_depth(
             geometry.images,
@@ -414,22 +471,6 @@ class Reconstructor:
         return coverage * points * (1.0 if source == "kinematic" else 0.5)
 
 
-def _same_poses(a: dict[str, FloatArray], b: dict[str, FloatArray]) -> bool:
-    return a.keys() == b.keys() and all(np.allclose(a[n], b[n], atol=1e-6) for n in a)
-
-
-def _rectified(frame: AnchorFrame) -> AnchorFrame:
-    """The frame with views that have no lens distortion."""
-    views = []
-    for view in frame.views:
-        if view.camera is not None and view.camera.distortion_model != "none":
-            image, camera = rectify(view.image, view.camera)
-            depth = None if view.depth is None else rectify(view.depth, view.camera)[0]
-            view = replace(view, image=image, camera=camera, depth=depth)
-        views.append(view)
-    return replace(frame, views=tuple(views))
-
-
 def _orthonormal(T: FloatArray) -> FloatArray:
     """Remove the float32 rounding of a network's rotation."""
     U, _, Vt = np.linalg.svd(T[:3, :3])
@@ -444,47 +485,6 @@ def _front_fraction(cloud: PointCloud, T_world_wrist: FloatArray) -> float:
         return 0.0
     axis, origin = T_world_wrist[:3, 2], T_world_wrist[:3, 3]
     return float(((cloud.points - origin) @ axis > 0).mean())
-
-
-def cross_view_error(
-    depths: list[NDArray[np.float32]],
-    cameras: list[CameraModel],
-    poses: list[FloatArray],
-    *,
-    grid: int = 16,
-    consistency: float = 0.1,
-) -> float:
-    """Forward-backward reprojection error between neighbouring views, RMS [px]; NaN for one view.
-
-    A pixel of one view is lifted, projected into the next, lifted there by that view's depth and
-    projected back. Points whose two depths differ by more than ``consistency`` (relative) are taken
-    for occluded.
-    """
-    squared: list[NDArray] = []
-    for i in range(len(depths)):
-        j = (i + 1) % len(depths)
-        if i == j:
-            break
-        a, b = cameras[i], cameras[j]
-        u, v = np.meshgrid(
-            (np.arange(grid) + 0.5) * a.width / grid, (np.arange(grid) + 0.5) * a.height / grid
-        )
-        pixels = np.stack([u, v], -1).reshape(-1, 2)
-        z = depths[i][pixels[:, 1].astype(int), pixels[:, 0].astype(int)]
-        in_b = apply(invert(poses[j]) @ poses[i], pixel_rays(a, pixels) * z[:, None])
-        zb = np.maximum(in_b[:, 2], 1e-6)
-        q = in_b[:, :2] / zb[:, None] * b.K[[0, 1], [0, 1]] + b.K[:2, 2]
-        ok = (in_b[:, 2] > 0) & (q >= 0).all(1) & (q < [b.width, b.height]).all(1)
-        if not ok.any():
-            continue
-        q, zb, pixels = q[ok], zb[ok], pixels[ok]
-        seen = depths[j][q[:, 1].astype(int), q[:, 0].astype(int)]
-        same = np.abs(seen - zb) < consistency * zb
-        back = apply(invert(poses[i]) @ poses[j], pixel_rays(b, q) * seen[:, None])
-        p = back[:, :2] / np.maximum(back[:, 2:], 1e-6) * a.K[[0, 1], [0, 1]] + a.K[:2, 2]
-        squared.append(((p - pixels) ** 2).sum(1)[same])
-    values = np.concatenate(squared) if squared else np.zeros(0)
-    return float(np.sqrt(values.mean())) if len(values) else float("nan")
 
 
 class _Clock:

@@ -21,7 +21,7 @@ class Batch:
 
     Attributes:
         anchors: B x V x 3 x H x W in [0, 1].
-        anchor_depth: B x V x H/2 x W/2 [m], 0 where unknown.
+        anchor_depth: B x V x H/2 x W/2 (or H x W) [m], 0 where unknown.
         anchor_K: B x V x 3 x 3 [px of H x W]; T_world_anchor: B x V x 4 x 4.
         wrist: B x 3 x h x w in [0, 1]; wrist_depth: B x h x w [m].
         wrist_K: B x 3 x 3 [px]; T_world_wrist: B x 4 x 4.
@@ -59,21 +59,27 @@ def shard_files(folder: str | Path, limit: int | None = None) -> list[Path]:
 
 
 class ShardSet:
-    """All frames of a folder of shards in memory: anchors at ``anchor_size``, depth at half."""
+    """All frames of a folder of shards in memory: anchors at ``anchor_size``, depth at half of it,
+    or the same with ``full_depth``."""
 
     def __init__(
-        self, folder: str | Path, anchor_size: int = 256, limit: int | None = None
+        self,
+        folder: str | Path,
+        anchor_size: int = 256,
+        limit: int | None = None,
+        full_depth: bool = False,
     ) -> None:
         parts: dict[str, list[np.ndarray]] = {}
         self.instructions: list[str] = []
         self.episode: list[int] = []
         for path in tqdm(shard_files(folder, limit), desc=f"reading {folder}", mininterval=5.0):
             shard = read_shard(path)
-            for name, value in _frames(shard, anchor_size).items():
+            for name, value in _frames(shard, anchor_size, full_depth).items():
                 parts.setdefault(name, []).append(value)
             self.instructions += [shard.instruction] * len(shard)
             self.episode += [shard.seed] * len(shard)
-        self.arrays = {name: np.concatenate(values) for name, values in parts.items()}
+        # The parts of one array go before the next is joined: both would not fit into memory.
+        self.arrays = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
 
     def __len__(self) -> int:
         return len(self.instructions)
@@ -101,7 +107,7 @@ class ShardSet:
         )
 
 
-def _frames(shard: Shard, size: int) -> dict[str, np.ndarray]:
+def _frames(shard: Shard, size: int, full_depth: bool) -> dict[str, np.ndarray]:
     """Frame-major arrays of one shard (T first)."""
     _, T, H, W = shard.anchor_depth.shape
     if H % size or H != W or size % 2:
@@ -119,12 +125,12 @@ def _frames(shard: Shard, size: int) -> dict[str, np.ndarray]:
             ]
         )
     scale = np.diag([1 / step, 1 / step, 1.0])
+    # One measured depth per cell rather than a mean, which would invent depths at edges.
+    cell = step if full_depth else 2 * step
+    middles = slice(cell // 2, None, cell)
     return {
         "anchor_rgb": rgb.transpose(1, 0, 2, 3, 4),
-        # One measured depth per cell rather than a mean, which would invent depths at edges.
-        "anchor_depth": shard.anchor_depth[:, :, step :: 2 * step, step :: 2 * step].transpose(
-            1, 0, 2, 3
-        ),
+        "anchor_depth": shard.anchor_depth[:, :, middles, middles].transpose(1, 0, 2, 3),
         "anchor_K": np.repeat((scale @ shard.anchor_K)[None], T, 0).astype(np.float32),
         "T_world_anchor": np.repeat(shard.T_world_camera[None], T, 0).astype(np.float32),
         "wrist_rgb": shard.wrist_rgb,

@@ -1,0 +1,196 @@
+"""Training of the depth around the hand: its truth, its losses, and that it learns."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from wristworld_ros.cli.main import main
+from wristworld_ros.data.simulation.shards import write_shard
+from wristworld_ros.reconstruction.backbone import BackboneConfig
+from wristworld_ros.reconstruction.hand_depth import HandDepth, HandDepthConfig, load_hand_depth
+from wristworld_ros.reconstruction.model import Stage1Model
+from wristworld_ros.training.hand_depth import (
+    HandDepthLosses,
+    Sample,
+    draw_sample,
+    hand_depth_loss,
+    perturbed,
+    true_close_depth,
+    within,
+)
+from wristworld_ros.training.shard_data import ShardSet
+from wristworld_ros.weights import read_config, save_weights
+
+TINY = BackboneConfig(dim=24, pairs=2, heads=2, stem=(16, 16, 16), kept=(0, 1))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_shard(
+        0, "train", folder, frames_per_episode=2, wrist_size=(32, 32), anchor_size=(256, 256),
+        n_anchors=3, shadows=False,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(shards):
+    return ShardSet(shards, full_depth=True)
+
+
+@pytest.fixture(scope="module")
+def stage1():
+    torch.manual_seed(0)
+    return Stage1Model(TINY).eval().requires_grad_(False)
+
+
+def sample_of(stage1, data):
+    batch = data.batch(np.arange(2), np.arange(3))
+    scene = stage1.scene(batch.anchors, batch.anchor_K, batch.T_world_anchor)
+    return Sample(batch, scene, batch.T_world_wrist, torch.ones(2, dtype=torch.bool))
+
+
+def run(model, sample):
+    return model(sample.batch.anchors, sample.scene, sample.T_base_wrist, sample.given)
+
+
+def test_full_depth_holds_the_reduced_one(shards, data):
+    half = ShardSet(shards).arrays["anchor_depth"]
+    np.testing.assert_array_equal(data.arrays["anchor_depth"][:, :, 1::2, 1::2], half)
+
+
+def test_true_depth_of_a_cut_out_is_that_of_its_pixels(stage1, data):
+    sample = sample_of(stage1, data)
+    close = run(HandDepth(HandDepthConfig(size=48, widths=(16,) * 4)), sample)
+    true = true_close_depth(sample.batch, close)
+    # Pixels of the cut-out by their rays, in the whole picture's own intrinsics.
+    S = 48
+    v, u = torch.meshgrid(torch.arange(S) + 0.5, torch.arange(S) + 0.5, indexing="ij")
+    for b in range(2):
+        for view in range(3):
+            K = sample.batch.anchor_K[b, view] @ torch.linalg.inv(close.K[b, view])
+            place = torch.stack([u, v, torch.ones_like(u)], -1) @ K.T
+            column, row = place[..., 0].floor().long(), place[..., 1].floor().long()
+            inside = (column >= 0) & (column < 256) & (row >= 0) & (row < 256)
+            whole = sample.batch.anchor_depth[b, view]
+            expected = whole[row.clamp(0, 255), column.clamp(0, 255)] * inside
+            assert (true[b, view] == expected).float().mean() > 0.98  # but for rounding
+    hand = within(sample, close, true, 0.11)
+    assert 0.01 < hand.float().mean() < within(sample, close, true, 0.2).float().mean() < 0.6
+    # The middle of the cut-outs is where the hand is, at its depth.
+    middle = (
+        torch.linalg.inv(sample.batch.T_world_anchor)
+        @ torch.cat([close.middle, torch.ones(2, 1)], 1)[:, None, :, None].float()
+    )
+    z = middle[:, :, 2, 0, None, None].expand_as(true)
+    assert ((true - z).abs()[hand] < 0.11).all()
+
+
+def test_estimated_cameras_do_not_move_the_truth(stage1, data):
+    """What is near the hand is judged by the true cameras, whatever the scene was placed by."""
+    sample = sample_of(stage1, data)
+    model = HandDepth(HandDepthConfig(size=48, widths=(16,) * 4))
+    moved = torch.eye(4)
+    moved[:3, 3] = torch.tensor([0.3, -0.2, 0.1])
+    scene = sample.scene
+    other = Sample(
+        sample.batch,
+        type(scene)(
+            scene.depth,
+            scene.confidence,
+            scene.first_depth,
+            moved @ scene.T_base_anchor,
+            scene.anchor_K,
+        ),
+        moved @ sample.T_base_wrist,
+        sample.given,
+    )
+    masks = []
+    for s in (sample, other):
+        close = run(model, s)
+        masks.append(within(s, close, true_close_depth(s.batch, close), 0.15))
+    assert (masks[0] == masks[1]).float().mean() > 0.999
+
+
+def test_loss_is_least_at_the_truth_and_the_hand_counts_most(stage1, data):
+    sample = sample_of(stage1, data)
+    close = run(HandDepth(HandDepthConfig(size=48, widths=(16,) * 4)), sample)
+    true = true_close_depth(sample.batch, close)
+    hand = within(sample, close, true, HandDepthLosses().hand)
+    behind = (true > 0.05) & ~within(sample, close, true, HandDepthLosses().near)
+
+    def loss_of(depth):
+        changed = type(close)(depth, close.confidence.detach(), close.K, close.grid, close.middle)
+        return hand_depth_loss(changed, sample, HandDepthLosses())[0].item()
+
+    right = true.clamp_min(0.05)
+    pixels = min(int(hand.sum()), int(behind.sum()), 200)
+
+    def first(mask):
+        index = mask.flatten().nonzero()[:pixels, 0]
+        out = torch.zeros(mask.numel(), dtype=torch.bool)
+        out[index] = True
+        return out.reshape(mask.shape)
+
+    least = loss_of(right)
+    on_hand = loss_of(torch.where(first(hand), 1.1 * right, right)) - least
+    on_table = loss_of(torch.where(first(behind), 1.1 * right, right)) - least
+    assert on_table > 0
+    assert on_hand == pytest.approx(15 * on_table, rel=0.01)
+
+
+def test_it_learns_a_frame_by_heart(stage1, data):
+    torch.manual_seed(0)
+    sample = sample_of(stage1, data)
+    model = HandDepth(HandDepthConfig(size=48, widths=(16, 24, 32, 32)))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    errors = []
+    for _ in range(60):
+        loss, figures = hand_depth_loss(run(model, sample), sample, HandDepthLosses())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append(figures["hand_log_error"])
+    assert errors[-1] < 0.25 * errors[0]
+
+
+def test_known_poses_are_moved_as_far_as_is_said():
+    generator = torch.Generator().manual_seed(0)
+    T = torch.eye(4).repeat(4000, 1, 1)
+    moved = perturbed(T, (0.003, 0.01), generator)
+    np.testing.assert_allclose(moved[:, :3, 3].std(0), 0.003, rtol=0.05)
+    turn = torch.stack([moved[:, 2, 1], moved[:, 0, 2], moved[:, 1, 0]], 1)
+    np.testing.assert_allclose(turn.std(0), 0.01, rtol=0.05)
+
+
+def test_a_sample_has_known_or_learned_poses(stage1, data):
+    generator = torch.Generator().manual_seed(1)
+    seen = {True: 0, False: 0}
+    for _ in range(6):
+        sample = draw_sample(stage1, data, 1, HandDepthLosses(given=0.5), generator)
+        given = bool(sample.given[0])
+        seen[given] += 1
+        off = (sample.T_base_wrist - sample.batch.T_world_wrist)[0, :3, 3].norm()
+        assert (off < 0.03) == given  # this stage 1 was not trained
+    assert min(seen.values()) > 0
+
+
+def test_the_verb_trains_for_one_stage_1(shards, stage1, tmp_path, capsys):
+    digest = save_weights(tmp_path / "stage1", stage1, stage1.config_dict())
+    arguments = [
+        "train", "hand-depth", "--shards", shards, "--val", shards, "--stage1",
+        tmp_path / "stage1", "--work", tmp_path / "work", "--out", tmp_path / "hand_depth",
+        "--steps", "2", "--batch-size", "1",
+    ]  # fmt: skip
+    assert main([str(a) for a in arguments]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert 0 <= scores["kinematic/kept"] <= 1 and scores["calibrated/mm_median"] > 0
+    document = read_config(tmp_path / "hand_depth")
+    assert document["stage1"] == digest
+    assert document["training"]["loop"]["steps"] == 2
+    assert load_hand_depth(tmp_path / "hand_depth", digest) is not None
+    assert main([str(a) for a in arguments[:6] + arguments[8:]]) == 2
+    assert "needs --stage1" in capsys.readouterr().err

@@ -1,0 +1,219 @@
+"""Depth around the hand once more, in cut-outs at full resolution, by the wrist camera's pose.
+
+What a wrist camera sees best, gripper and grasped object, is small in the third-person pictures
+and stands free before the table, so that the dense depth of whole pictures is worst there. But the
+hand is rigid: where the wrist camera is says where its surfaces are. Beyond the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wristworld_ros.errors import WeightsError
+from wristworld_ros.reconstruction.heads import LOG_DEPTH_RANGE, cut_out
+from wristworld_ros.reconstruction.model import SceneOutput, base_plane, pixel_rays
+from wristworld_ros.weights import load_weights, read_config
+
+#: Channels of the network's input; see ``HandDepth._clues``.
+CLUES = 18
+#: Lengths in the wrist's frame [m], ratios of depth, heights [m] that count as one.
+REACH_UNIT, RATIO_UNIT, HEIGHT_UNIT = 0.15, 0.2, 0.2
+
+
+@dataclass(frozen=True)
+class HandDepthConfig:
+    """Sizes.
+
+    Attributes:
+        size: edge of the cut-outs [px], a multiple of 16.
+        reach: of the cut-outs to each side of their middle [m].
+        ahead: distance of the middle before the wrist camera [m].
+        widths: channels at 1/2, 1/4, 1/8 and 1/16 of the cut-out.
+    """
+
+    size: int = 112
+    reach: float = 0.24
+    ahead: float = 0.1
+    widths: tuple[int, int, int, int] = (32, 80, 128, 160)
+
+
+@dataclass(frozen=True)
+class CloseDepth:
+    """Depth in cut-outs.
+
+    Attributes:
+        depth, confidence: B x V x S x S [m], and VGGT's confidence (>= 1).
+        K: B x V x 3 x 3 intrinsics of the cut-outs [px].
+        grid: B x V x S x S x 2 places of their pixels in the whole pictures, in [-1, 1].
+        middle: B x 3 in the base frame [m].
+    """
+
+    depth: Tensor
+    confidence: Tensor
+    K: Tensor
+    grid: Tensor
+    middle: Tensor
+
+
+class HandDepth(nn.Module):
+    """A small U-net over the cut-outs of all views, each by itself."""
+
+    def __init__(self, config: HandDepthConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or HandDepthConfig()
+        #: Of the weights, when they come from a file.
+        self.sha256 = ""
+        a, b, c, d = self.config.widths
+        self.enter = _block(4 * CLUES, a)
+        self.down = nn.ModuleList([_block(a, b, 2), _block(b, c, 2), _block(c, d, 2)])
+        self.up = nn.ModuleList([_block(d + c, c), _block(c + b, b), _block(b + a, a)])
+        self.out = nn.Conv2d(a, 16, 1)
+
+    def forward(
+        self, images: Tensor, scene: SceneOutput, T_base_wrist: Tensor, given: Tensor
+    ) -> CloseDepth:
+        """Compute.
+
+        Args:
+            images: B x V x 3 x H x W in [0, 1], those of ``scene``.
+            scene: of ``Stage1Model``.
+            T_base_wrist: B x 4 x 4, in the frame of ``scene.T_base_anchor``.
+            given: B bool, whether that pose is known (kinematics) rather than estimated.
+        """
+        B, V, _, H, W = images.shape
+        S = self.config.size
+        with torch.no_grad():
+            middle = T_base_wrist[:, :3, 3] + self.config.ahead * T_base_wrist[:, :3, 2]
+            K, grid = cut_out(
+                middle, scene.anchor_K, scene.T_base_anchor, (H, W), self.config.reach, S
+            )
+            clues, log_depth, log_middle = self._clues(
+                images, scene, T_base_wrist, given, middle, K, grid
+            )
+        x = self.enter(F.pixel_unshuffle(clues, 2))
+        levels = [x]
+        for layer in self.down:
+            levels.append(layer(levels[-1]))
+        x = levels.pop()
+        for layer in self.up:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = layer(torch.cat([x, levels.pop()], 1))
+        out = F.pixel_shuffle(self.out(x), 2).float().unflatten(0, (B, V))
+        # Every pixel shows the hand or what is behind it; a mean of the two is neither.
+        hand = out[:, :, 0].sigmoid()
+        log = hand * (log_middle + RATIO_UNIT * out[:, :, 1]) + (1 - hand) * (
+            log_depth + RATIO_UNIT * out[:, :, 2]
+        )
+        return CloseDepth(
+            log.clamp(*LOG_DEPTH_RANGE).exp(),
+            1 + out[:, :, 3].clamp(-8, 8).exp(),
+            K,
+            grid,
+            middle,
+        )
+
+    def _clues(
+        self,
+        images: Tensor,
+        scene: SceneOutput,
+        T_base_wrist: Tensor,
+        given: Tensor,
+        middle: Tensor,
+        K: Tensor,
+        grid: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """BV x CLUES x S x S, and the logarithms of predicted depth and of the middle's."""
+        B, V = images.shape[:2]
+        S = self.config.size
+        flat = grid.flatten(0, 1)
+
+        def sample(maps: Tensor, mode: str = "bilinear") -> Tensor:
+            out = F.grid_sample(
+                maps.flatten(0, 1), flat, mode=mode, padding_mode="border", align_corners=False
+            )
+            return out.unflatten(0, (B, V))
+
+        colours = sample(images)
+        inside = (grid.abs() <= 1).all(-1).float()
+        log_depth = torch.log(sample(scene.depth[:, :, None], "nearest")[:, :, 0])
+        sure = sample(1 - 1 / scene.confidence[:, :, None])[:, :, 0]
+        T = scene.T_base_anchor
+        R, t = T[..., :3, :3], T[..., :3, 3]
+        z = torch.einsum("bvi,bvi->bv", R[..., 2], middle[:, None] - t)
+        log_middle = torch.log(z.clamp_min(0.1))[..., None, None].expand_as(log_depth)
+        plane = torch.log(base_plane(K, T, (S, S)).clamp_min(0.05))
+        rays = torch.einsum("bvij,bvhwj->bvhwi", R, pixel_rays(K, (S, S), 1))
+        origin = t[:, :, None, None]
+        seen = origin + rays * log_depth.exp()[..., None]
+        at_middle = origin + rays * log_middle.exp()[..., None]
+        to_wrist = T_base_wrist[:, :3, :3].mT[:, None]
+        centre = T_base_wrist[:, None, None, None, :3, 3]
+
+        def turned(v: Tensor) -> Tensor:
+            return torch.einsum("bvij,bvhwj->bvihw", to_wrist.expand(B, V, 3, 3), v)
+
+        def ratio(log: Tensor) -> Tensor:
+            return ((log - log_middle) / RATIO_UNIT).clamp(-3, 3)[:, :, None]
+
+        parts = [
+            2 * colours - 1,
+            ratio(log_depth),
+            ratio(plane),
+            sure[:, :, None],
+            (turned(seen - centre) / REACH_UNIT).clamp(-3, 3),
+            (turned(at_middle - centre) / REACH_UNIT).clamp(-3, 3),
+            turned(F.normalize(rays, dim=-1)),
+            (seen[..., 2] / HEIGHT_UNIT).clamp(-1, 4)[:, :, None],
+            given.to(colours)[:, None, None, None, None].expand(B, V, 1, S, S),
+            inside[:, :, None],
+        ]
+        return torch.cat(parts, 2).flatten(0, 1), log_depth, log_middle
+
+    def config_dict(self) -> dict[str, Any]:
+        """Plain values that rebuild the model by ``from_config``."""
+        return asdict(self.config)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> HandDepth:
+        """Rebuild from ``config_dict``; lists become tuples again."""
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
+        }
+        return cls(HandDepthConfig(**values))
+
+
+def load_hand_depth(folder: Path, stage1_sha256: str) -> HandDepth | None:
+    """Weights for use with a stage 1 of that sha256; None where the folder is missing.
+
+    Raises:
+        WeightsError: they are truncated, altered, do not fit, or were trained with another stage 1.
+    """
+    if not folder.exists():
+        return None
+    document = read_config(folder)
+    model = HandDepth.from_config(document["config"])
+    model.sha256 = load_weights(folder, model)
+    if document.get("stage1") != stage1_sha256:
+        raise WeightsError(
+            f"{folder} was trained with the stage 1 {str(document.get('stage1'))[:12]}, and this "
+            f"model has {stage1_sha256[:12]}: it would correct errors that are not made. Train it "
+            "again (wristworld train hand-depth --stage1 ...), or remove the folder."
+        )
+    return model
+
+
+def _block(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, 3, stride, 1),
+        nn.GroupNorm(8, c_out),
+        nn.GELU(),
+        nn.Conv2d(c_out, c_out, 3, 1, 1),
+        nn.GroupNorm(8, c_out),
+        nn.GELU(),
+    )

@@ -1,0 +1,118 @@
+"""What stage 1 knows of every view at the cloud's resolution: picture, depth, camera and place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wristworld_ros.geometry.cloud import depth_edges
+from wristworld_ros.geometry.depth_fusion import fuse_depth, resize_depth
+from wristworld_ros.reconstruction import robot_fusion
+from wristworld_ros.reconstruction.hand_depth import CloseDepth
+from wristworld_ros.reconstruction.model import SceneOutput
+from wristworld_ros.types import AnchorFrame, CameraModel, FloatArray, PointCloud
+
+
+@dataclass(frozen=True)
+class PosedViews:
+    """Views of one moment; lists have one entry per view.
+
+    Attributes:
+        images: H x W x 3 uint8.
+        depths, confidences: H x W [m], and in [0, 1]; confidence below 0 where a pixel is not used.
+        cameras, poses: intrinsics, and 4 x 4 camera to world.
+        shown: H x W bool, the pixel shows the robot's body.
+    """
+
+    images: list[NDArray[np.uint8]]
+    depths: list[NDArray[np.float32]]
+    confidences: list[NDArray[np.float32]]
+    cameras: list[CameraModel]
+    poses: list[FloatArray]
+    shown: list[NDArray[np.bool_]]
+
+
+def posed_views(
+    frame: AnchorFrame,
+    scene: SceneOutput,
+    poses: list[FloatArray],
+    *,
+    size: int,
+    edge_threshold: float,
+    use_measured_depth: bool,
+    close: CloseDepth | None = None,
+    surface: PointCloud | None = None,
+) -> PosedViews:
+    """Bring a scene to the size of the cloud, and join all that is known of its depth.
+
+    Predicted depth, that of the cut-outs over it, the robot's body over both, then measured depth.
+
+    Args:
+        frame: without lens distortion.
+        scene: of its views.
+        poses: 4 x 4 camera to world, one per view.
+        size: long side of the pictures [px]; smaller ones stay as they are.
+        edge_threshold: relative depth jump at which predicted points are left out.
+        use_measured_depth: whether the views' own depth counts.
+        close: depth around the hand.
+        surface: of the robot's body, in the world frame.
+    """
+    out = PosedViews([], [], [], [], poses, [])
+    network = (2 * scene.depth.shape[-1], 2 * scene.depth.shape[-2])
+    for i, view in enumerate(frame.views):
+        height, width = view.image.shape[:2]
+        scale = min(1.0, size / max(width, height))
+        reduced = (max(1, round(width * scale)), max(1, round(height * scale)))
+        if view.camera is None:
+            K = scene.anchor_K[0, i].double().cpu().numpy()
+            camera = CameraModel(K, *network).resized(*reduced)
+        else:
+            camera = view.camera.resized(*reduced)
+        predicted = scene.depth[0, i].cpu().numpy()
+        # Inverse depth is linear over planes in the image, depth is not.
+        depth: NDArray = 1 / cv2.resize(1 / predicted, reduced, interpolation=cv2.INTER_LINEAR)
+        confidence: NDArray = cv2.resize(1 - 1 / scene.confidence[0, i].cpu().numpy(), reduced)
+        if close is not None:
+            paste(depth, confidence, close, scene, i)
+        confidence[depth_edges(depth, edge_threshold)] = -1.0
+        body = np.zeros(depth.shape, bool)
+        if surface is not None:
+            robot = robot_fusion.robot_depth(surface, poses[i], camera)
+            depth, confidence, body = robot_fusion.with_robot(depth, confidence, robot)
+        if use_measured_depth and view.depth is not None:
+            measured = resize_depth(view.depth, reduced)
+            depth, confidence = fuse_depth(depth, confidence, measured)
+        image = cv2.resize(view.image, reduced, interpolation=cv2.INTER_AREA)
+        out.images.append(np.asarray(image, np.uint8))
+        out.depths.append(depth.astype(np.float32))
+        out.confidences.append(confidence.astype(np.float32))
+        out.cameras.append(camera)
+        out.shown.append(body)
+    return out
+
+
+def paste(
+    depth: NDArray, confidence: NDArray, close: CloseDepth, scene: SceneOutput, view: int
+) -> None:
+    """Overwrite depth and confidence (H x W) where the cut-out of a view has pixels.
+
+    The nearest pixel's value is taken, so that the hand and what is behind it are not mixed.
+    """
+    H, W = depth.shape
+    network = 2 * scene.depth.shape[-2], 2 * scene.depth.shape[-1]
+    K = scene.anchor_K[0, view].double().cpu().numpy()
+    crop = close.K[0, view].double().cpu().numpy()
+    index = []
+    for axis, (full, pixels) in enumerate(((W, network[1]), (H, network[0]))):
+        place = (np.arange(full) + 0.5) * pixels / full
+        ray = (place - K[axis, 2]) / K[axis, axis]
+        index.append(np.floor(ray * crop[axis, axis] + crop[axis, 2]).astype(int))
+    S = close.depth.shape[-1]
+    columns, rows = index
+    to = np.ix_((rows >= 0) & (rows < S), (columns >= 0) & (columns < S))
+    of = np.ix_(rows[(rows >= 0) & (rows < S)], columns[(columns >= 0) & (columns < S)])
+    depth[to] = close.depth[0, view].cpu().numpy()[of]
+    confidence[to] = (1 - 1 / close.confidence[0, view]).cpu().numpy()[of]
