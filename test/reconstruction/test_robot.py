@@ -11,12 +11,20 @@ from scipy.spatial import cKDTree
 
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.geometry.cloud import join_points
+from wristworld_ros.geometry.splatting import splat
 from wristworld_ros.geometry.transforms import apply, from_quaternion, invert
 from wristworld_ros.reconstruction import Reconstructor
 from wristworld_ros.reconstruction.backbone import BackboneConfig
 from wristworld_ros.reconstruction.model import Stage1Model
 from wristworld_ros.reconstruction.robot_fusion import colour_surface, robot_depth, with_robot
-from wristworld_ros.reconstruction.robot_model import COARSE, FINE_REACH, RobotModel
+from wristworld_ros.reconstruction.robot_model import (
+    COARSE,
+    FINE,
+    FINE_REACH,
+    MEDIUM,
+    VIEW_REACH,
+    RobotModel,
+)
 from wristworld_ros.types import (
     ROBOT_VIEW,
     AnchorFrame,
@@ -78,12 +86,42 @@ def test_the_surface_is_the_boxes_and_has_their_colours(robot):
     assert surface.points[~red][:, 2].max() == pytest.approx(1.2, abs=1e-5)
 
 
-def test_near_points_are_finer_and_bounded(robot):
-    near = robot.surface({"slide": 0.0}, near=np.array([0.0, 0, 0.3 + 0.9 * FINE_REACH]))
-    assert len(near) > 1000 and near.footprint[0] < COARSE
-    distance = np.linalg.norm(near.points - [0, 0, 0.3 + 0.9 * FINE_REACH], axis=1)
-    assert distance.max() < FINE_REACH
-    assert len(robot.surface({"slide": 0.0}, near=np.array([5.0, 0, 0]))) == 0
+def above_block(height, x=0.0):
+    """A camera that looks straight down, so far above the block's top (which is at 0.3 m)."""
+    return from_quaternion([x, 0, 0.3 + height], [1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("height", [0.08, 0.5 * (FINE_REACH + VIEW_REACH)])
+def test_all_of_the_view_and_little_else_is_placed(robot, height):
+    """The picture is that of all points; those far outside of it are left out."""
+    T, camera = above_block(height, 0.03), CameraModel.from_fov(0.5, 64, 64)
+    part = robot.surface_in_view({"slide": 0.0}, None, T, camera, 0.03)
+    everything = robot.surface({"slide": 0.0})
+    truth, drawn = splat(everything, T, camera).depth, splat(part, T, camera).depth
+    assert ((drawn > 0) == (truth > 0)).mean() > 0.97  # but for the outline
+    top = np.abs(truth - height) < 0.004
+    assert top.mean() > 0.1
+    np.testing.assert_allclose(np.median(np.abs(drawn - truth)[top]), 0, atol=5e-4)
+    assert (np.abs(drawn - truth)[top] < 3e-3).mean() > 0.92  # but for the outline
+    spacing = FINE if height < FINE_REACH else MEDIUM
+    assert part.footprint.min() == pytest.approx(1.25 * spacing, rel=1e-3)
+    local = (part.points - T[:3, 3]) @ T[:3, :3]
+    beside = np.abs(local[:, :2]).max(1) - local[:, 2] * np.tan(0.25)
+    assert beside.max() < 0.05
+    assert np.linalg.norm(local, axis=1).max() < VIEW_REACH + 0.04
+
+
+def test_what_is_behind_too_near_or_far_is_not_placed(robot):
+    camera = CameraModel.from_fov(0.5, 64, 64)
+    up = from_quaternion([0, 0, 0.4], [0, 0, 0, 1])
+    far = above_block(VIEW_REACH + 0.2)
+    for T, near in ((up, 0.03), (far, 0.03), (above_block(0.05), 0.4)):
+        cloud = robot.surface_in_view({"slide": 0.0}, None, T, camera, near)
+        assert splat(cloud, T, camera, near=near).mask.sum() == 0
+    moved = from_quaternion([0, 0.5, 0], [0, 0, 0, 1])
+    T = moved @ above_block(0.08)
+    cloud = robot.surface_in_view({"slide": 0.0}, moved, T, camera, 0.03)
+    assert splat(cloud, T, camera).depth[32, 32] == pytest.approx(0.08, abs=1e-3)
 
 
 def test_what_is_missing_is_named(robot, tmp_path):
@@ -177,10 +215,12 @@ def test_the_body_is_in_the_map_and_not_called_measured(robot):
     above = AnchorView("above", image, 1, CAMERA, DOWN, depth)
     frame = AnchorFrame(1, (above,), wrist, camera, joints={"slide": 0.1})
     with_body = Reconstructor(model, robot=robot)(frame).condition
-    truth = robot_depth(robot.surface({"slide": 0.1}, near=wrist[:3, 3]), wrist, camera)
+    truth = robot_depth(
+        robot.surface_in_view({"slide": 0.1}, None, wrist, camera, 0.03), wrist, camera
+    )
     side = (truth > 0.36) & (truth < 0.44)  # the block's side, below its top at 0.3 m
     assert side.sum() > 20
-    assert (np.abs(with_body.depth - truth)[side] < 0.02).mean() > 0.9
+    assert (np.abs(with_body.depth - truth)[side] < 0.03).mean() > 0.9  # seen at a grazing angle
     assert (with_body.view[side] == -2).mean() > 0.9
     assert not with_body.measured[with_body.view == -2].any()
     assert np.all(with_body.mask_image[with_body.view == -2] == 128)

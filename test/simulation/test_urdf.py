@@ -23,8 +23,10 @@ def test_links_and_surface_are_where_the_simulation_draws_them(name):
         joints = dict(zip(episode.joint_names, episode.joint_positions[t], strict=True))
         hand = robot.link_pose(ROBOTS[name].hand_body, joints)
         np.testing.assert_allclose(hand, episode.T_world_hand[t], atol=1e-6)
-        near = robot.surface(joints, near=episode.T_world_wrist[t, :3, 3])
-        drawn = splat(near, episode.T_world_wrist[t], episode.wrist_camera, near=0.03)
+        pose, camera = episode.T_world_wrist[t], episode.wrist_camera
+        drawn = splat(
+            robot.surface_in_view(joints, None, pose, camera, 0.03), pose, camera, near=0.03
+        )
         error = np.abs(drawn.depth - episode.wrist_depth[t])[drawn.mask]
         assert drawn.mask.mean() > 0.03
         # the rest: outlines, and what the gripper holds

@@ -28,7 +28,7 @@ from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
 from wristworld_ros.reconstruction.posed_views import PosedViews, posed_views
 from wristworld_ros.reconstruction.pretrained_backbone import BACKBONES, PretrainedBackbone
-from wristworld_ros.reconstruction.robot_model import FINE_REACH, RobotModel
+from wristworld_ros.reconstruction.robot_model import VIEW_REACH, RobotModel
 from wristworld_ros.reconstruction.sights import observe
 from wristworld_ros.reconstruction.views import rectified
 from wristworld_ros.resources import model_dir
@@ -412,7 +412,9 @@ class Reconstructor:
         if not self._draws_robot(frame):
             return seen
         assert self.robot is not None and frame.joints is not None
-        surface = self.robot.surface(frame.joints, frame.T_world_robot, T_world_wrist[:3, 3])
+        surface = self.robot.surface_in_view(
+            frame.joints, frame.T_world_robot, T_world_wrist, camera, ROBOT_NEAR
+        )
         seen_from = robot_fusion.in_picture(surface.points, T_world_wrist, camera, ROBOT_NEAR)
         coloured = robot_fusion.colour_surface(
             select_points(surface, seen_from),
@@ -422,7 +424,7 @@ class Reconstructor:
             geometry.cameras,
             geometry.poses,
         )
-        away = np.linalg.norm(seen.points - T_world_wrist[:3, 3], axis=1) > FINE_REACH
+        away = np.linalg.norm(seen.points - T_world_wrist[:3, 3], axis=1) > VIEW_REACH
         return join_points(select_points(seen, away), coloured)
 
     def _cloud(self, geometry: PosedViews, body: bool) -> PointCloud:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from wristworld_ros.geometry.camera import project
 from wristworld_ros.geometry.splatting import splat
 from wristworld_ros.geometry.transforms import apply, invert
+from wristworld_ros.reconstruction.robot_model import EDGE
 from wristworld_ros.types import (
     ROBOT_VIEW,
     CameraModel,
@@ -26,8 +27,6 @@ HIDDEN = 0.03
 SAME_SURFACE = 0.008
 #: Pixels around the robot's outline that mix it with what is behind.
 RIM = 1
-#: Points this far outside a picture [px] may still reach into it.
-EDGE = 8
 #: Points of one colour that have to be seen before the unseen ones take theirs.
 ENOUGH = 30
 #: Their colours differ less than this from their median, light and shadow included; others belong

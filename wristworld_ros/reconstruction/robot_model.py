@@ -23,15 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wristworld_ros.errors import InvalidInputError
-from wristworld_ros.geometry.transforms import apply
-from wristworld_ros.types import FloatArray, Image, PointCloud
+from wristworld_ros.geometry.transforms import apply, invert
+from wristworld_ros.types import CameraModel, FloatArray, Image, PointCloud
 
 logger = logging.getLogger(__name__)
 
-#: Distance of the points on the surface [m]: for third-person pictures, and for the wrist view.
-COARSE, FINE = 0.003, 0.0012
-#: Fine points farther than this from the wrist camera [m] are not needed.
-FINE_REACH = 0.4
+#: Distance of the points on the surface [m]: for third-person pictures, and for what is far from
+#: and close to the wrist camera.
+COARSE, MEDIUM, FINE = 0.004, 0.003, 0.0012
+#: Where fine points end, and where all points for the wrist view do [m from the wrist camera].
+FINE_REACH, VIEW_REACH = 0.15, 0.4
+#: Edge of the cubes of points that are in the wrist view, or not, as a whole [m].
+CELL = 0.02
+#: Points this far outside a picture [px] may still reach into it.
+EDGE = 8
 #: Random points per kept one.
 OVERSAMPLING = 3
 #: Footprint of a point, so that a surface closes, in distances of points.
@@ -43,8 +48,20 @@ _OFFSET = 1 << 20
 DEFAULT_COLOUR = (160, 160, 160)
 
 
+class _Cells:
+    """Points on a link's surface in the cubes of a grid in its frame."""
+
+    def __init__(self, points: NDArray[np.float32], colours: Image) -> None:
+        cube = np.floor(points / CELL).astype(np.int64)
+        order = np.lexsort(cube.T)
+        self.points, self.colours = points[order], colours[order]
+        cubes, self.counts = np.unique(cube[order][:, ::-1], axis=0, return_counts=True)
+        #: Their middles, C x 3 [m].
+        self.middles = ((cubes[:, ::-1] + 0.5) * CELL).astype(np.float32)
+
+
 class _Link:
-    """Surface of one link, in its frame; fine points are drawn when they are first asked for."""
+    """Surface of one link, in its frame; finer points are drawn when they are first asked for."""
 
     def __init__(self, name: str, meshes: Sequence[tuple[FloatArray, Any]]) -> None:
         self.name = name
@@ -56,9 +73,14 @@ class _Link:
         self.radius = float(np.linalg.norm(high - low)) / 2 + COARSE
 
     @cached_property
-    def fine(self) -> tuple[NDArray[np.float32], Image]:
-        """Points N x 3 [m] and colours N x 3."""
-        return _sample(self.name, self._meshes, FINE)
+    def medium(self) -> _Cells:
+        """Points at a distance of ``MEDIUM``."""
+        return _Cells(*_sample(self.name, self._meshes, MEDIUM))
+
+    @cached_property
+    def fine(self) -> _Cells:
+        """Points at a distance of ``FINE``."""
+        return _Cells(*_sample(self.name, self._meshes, FINE))
 
 
 class RobotModel:
@@ -125,46 +147,71 @@ class RobotModel:
         return np.asarray(self._urdf.get_transform(link), np.float64)
 
     def surface(
-        self,
-        joints: Mapping[str, float],
-        T_world_root: FloatArray | None = None,
-        near: FloatArray | None = None,
+        self, joints: Mapping[str, float], T_world_root: FloatArray | None = None
     ) -> PointCloud:
-        """Points on the robot's surface in the world, with the colours of its description.
+        """Coarse points on the robot's surface in the world, coloured as its description says.
 
         Args:
             joints: name -> position [rad or m].
             T_world_root: 4 x 4; identity when None.
-            near: (3,) [m]; fine points of the links around it, instead of coarse ones of all.
 
         Raises:
             InvalidInputError: a joint is missing or not finite.
         """
         self._move(joints)
         T_world_root = np.eye(4) if T_world_root is None else T_world_root
-        points, colours = [np.zeros((0, 3), np.float32)], [np.zeros((0, 3), np.uint8)]
+        parts = []
         for link in self._links:
             T = T_world_root @ self._urdf.get_transform(link.name)
-            if near is None:
-                points.append(_placed(T, link.coarse))
-                colours.append(link.coarse_colours)
+            parts.append((_placed(T, link.coarse), link.coarse_colours, COARSE))
+        return _cloud(parts)
+
+    def surface_in_view(
+        self,
+        joints: Mapping[str, float],
+        T_world_root: FloatArray | None,
+        T_world_camera: FloatArray,
+        camera: CameraModel,
+        near: float,
+    ) -> PointCloud:
+        """Points of the parts within ``VIEW_REACH`` of a camera that may be in its picture.
+
+        Those closer than ``FINE_REACH`` are finer. The cloud is in the world; points to all sides
+        of the picture that share a cube of ``CELL`` with one in it are part of it.
+
+        Args:
+            joints, T_world_root: see ``surface``.
+            T_world_camera: 4 x 4 pose of the camera; camera: its intrinsics.
+            near: what is closer to it than this along its axis is left out [m].
+        """
+        self._move(joints)
+        T_camera_root = invert(T_world_camera)
+        if T_world_root is not None:
+            T_camera_root = T_camera_root @ T_world_root
+        walls = _walls(camera)
+        half = np.float32(CELL * np.sqrt(3) / 2)
+        parts = []
+        for link in self._links:
+            T = T_camera_root @ self._urdf.get_transform(link.name)
+            middle = apply(T, link.middle[None])[0]
+            if (
+                np.linalg.norm(middle) > VIEW_REACH + link.radius
+                or (walls @ middle < -link.radius).any()
+            ):
                 continue
-            if np.linalg.norm(apply(T, link.middle[None])[0] - near) > FINE_REACH + link.radius:
-                continue
-            fine, fine_colours = link.fine
-            placed = _placed(T, fine)
-            close = np.square(placed - near.astype(np.float32)).sum(1) < FINE_REACH**2
-            points.append(placed[close])
-            colours.append(fine_colours[close])
-        xyz, rgb = np.concatenate(points), np.concatenate(colours)
-        spacing = COARSE if near is None else FINE
-        return PointCloud(
-            xyz,
-            rgb,
-            np.ones(len(xyz), np.float32),
-            np.full(len(xyz), REACH * spacing, np.float32),
-            np.zeros(len(xyz), np.uint8),
-        )
+            for cells, spacing, low, high in (
+                (link.fine, FINE, 0.0, FINE_REACH),
+                (link.medium, MEDIUM, FINE_REACH, VIEW_REACH + half),
+            ):
+                middles = _placed(T, cells.middles)
+                away = np.linalg.norm(middles, axis=1)
+                chosen = (away >= low) & (away < high) & (middles[:, 2] > near - half)
+                chosen &= (middles @ walls.T > -half).all(1)
+                if chosen.any():
+                    kept = np.repeat(chosen, cells.counts)
+                    points = _placed(T_world_camera @ T, cells.points[kept])
+                    parts.append((points, cells.colours[kept], spacing))
+        return _cloud(parts)
 
     def _move(self, joints: Mapping[str, float]) -> None:
         if missing := self.missing(joints):
@@ -176,6 +223,25 @@ class RobotModel:
         if bad := [name for name, value in values.items() if not np.isfinite(value)]:
             raise InvalidInputError(f"joint {bad[0]} is at {values[bad[0]]}; need a finite value.")
         self._urdf.update_cfg(values)
+
+
+def _walls(camera: CameraModel) -> NDArray[np.float32]:
+    """Inward unit normals (4 x 3) of the sides of what a camera sees, ``EDGE`` pixels wider."""
+    (fx, _, cx), (_, fy, cy) = camera.K[0], camera.K[1]
+    left, right = (-EDGE - cx) / fx, (camera.width + EDGE - cx) / fx
+    top, bottom = (-EDGE - cy) / fy, (camera.height + EDGE - cy) / fy
+    walls = np.array([[1, 0, -left], [-1, 0, right], [0, 1, -top], [0, -1, bottom]], np.float32)
+    return walls / np.linalg.norm(walls, axis=1, keepdims=True)
+
+
+def _cloud(parts: Sequence[tuple[NDArray[np.float32], Image, float]]) -> PointCloud:
+    """Points, colours and the points' distance, of several parts, as a cloud."""
+    xyz = np.concatenate([p for p, _, _ in parts] or [np.zeros((0, 3), np.float32)])
+    rgb = np.concatenate([c for _, c, _ in parts] or [np.zeros((0, 3), np.uint8)])
+    sizes = [np.full(len(p), REACH * s, np.float32) for p, _, s in parts]
+    footprint = np.concatenate(sizes or [np.zeros(0, np.float32)])
+    one, none = np.ones(len(xyz), np.float32), np.zeros(len(xyz), np.uint8)
+    return PointCloud(xyz, rgb, one, footprint, none)
 
 
 def _placed(T: FloatArray, points: NDArray[np.float32]) -> NDArray[np.float32]:
