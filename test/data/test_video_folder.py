@@ -17,8 +17,20 @@ from wristworld_ros.cli.main import main
 from wristworld_ros.data.bags import BagReader
 from wristworld_ros.data.frames import BagFrames
 from wristworld_ros.data.kinematics import FRANKA_JOINTS, franka_flange, pose_from_xyz_rpy
-from wristworld_ros.data.video_folder import decode_video, import_video_folder, read_video_folder
+from wristworld_ros.data.video_folder import (
+    VideoCalibration,
+    decode_video,
+    import_video_folder,
+    read_video_folder,
+)
 from wristworld_ros.errors import BagError, InvalidInputError
+from wristworld_ros.geometry.transforms import from_quaternion
+from wristworld_ros.reconstruction.calibration_file import (
+    PlacedCamera,
+    StationCalibration,
+    save_calibration,
+)
+from wristworld_ros.types import CameraModel
 
 JOINTS = [0.1, -0.4, 0.2, -2.1, 0.1, 1.8, 0.3]
 
@@ -64,6 +76,51 @@ def write_episode(path: Path, **content) -> None:
 def change(path: Path, **changes) -> None:
     content = json.loads((path / "episode.json").read_text())
     write_episode(path, **{**content, **changes})
+
+
+def station(name="exterior_1", size=(64, 48), **residuals):
+    """A calibration of one view and the wrist camera."""
+    camera = CameraModel.from_fov(0.8, *size)
+    placed = from_quaternion([0.5, 0.4, 0.6], [0, 1, 0, 0])
+    return StationCalibration(
+        mount=from_quaternion([0.07, 0, 0.03], [0, 0, 0, 1]),
+        wrist_camera=CameraModel.from_fov(1.0, 64, 48),
+        cameras={name: PlacedCamera(camera, placed)},
+        residuals=residuals,
+    )
+
+
+def test_a_calibration_gives_camera_info_and_tf(folder, tmp_path, capsys):
+    saved = station(exterior_1_latency_s=0.05, wrist_latency_s=0.0)
+    save_calibration(tmp_path / "station.yaml", saved)
+    out = tmp_path / "out.mcap"
+    arguments = ["import", str(folder), str(out), "--calibration", str(tmp_path / "station.yaml")]
+    assert main(arguments) == 0
+    assert "calibrated: exterior_1, wrist_true" in capsys.readouterr().out
+    with BagReader(out) as bag:
+        source = BagFrames(bag, slop_s=0.06)
+        pairs = list(source.with_truth())
+        frame, truth = pairs[1]
+        one, two = (next(v for v in frame.views if v.name == f"exterior_{i}") for i in (1, 2))
+        np.testing.assert_allclose(one.T_world_camera, saved.cameras["exterior_1"].T_base_camera)
+        np.testing.assert_allclose(one.camera.K, saved.cameras["exterior_1"].camera.K)
+        assert two.camera is None and two.T_world_camera is None
+        assert one.stamp_ns - two.stamp_ns == 50_000_000
+        hand = source.tree.lookup("base_link", "hand", frame.stamp_ns)
+        np.testing.assert_allclose(truth.T_world_camera, hand @ saved.mount, atol=1e-9)
+        np.testing.assert_allclose(truth.camera.K, saved.wrist_camera.K)
+
+
+def test_a_calibration_of_other_cameras_is_refused(folder, tmp_path):
+    found = read_video_folder(folder)
+    for calibration, message in (
+        (station("front"), "camera front; .* has exterior_1, exterior_2"),
+        (station(size=(128, 96)), "exterior_1 is for 128 x 96 px, the video has 64 x 48"),
+    ):
+        given = VideoCalibration(dict(calibration.cameras), calibration.wrist_camera)
+        with pytest.raises(InvalidInputError, match=message):
+            import_video_folder(found, tmp_path / "no.mcap", calibration=given)
+        assert not (tmp_path / "no.mcap").exists()
 
 
 def test_a_folder_becomes_a_bag(folder, tmp_path):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wristworld_ros.data.video_folder import VideoCalibration
 
 HELP = "make a ROS 2 bag from a folder of videos and robot states (DROID-like)"
 
@@ -22,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compressed", action="store_true", help="store images as PNG instead of raw"
     )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="calibration of the station (wristworld calibrate): camera_info and TF of the cameras",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a bag that exists")
 
 
@@ -30,8 +40,13 @@ def run(args: argparse.Namespace) -> int:
     from wristworld_ros.data.video_folder import import_video_folder, read_video_folder
 
     folder = read_video_folder(args.folder, args.fps)
+    calibration = None if args.calibration is None else _calibration(args.calibration)
     frames = import_video_folder(
-        folder, args.out, compressed=args.compressed, overwrite=args.overwrite
+        folder,
+        args.out,
+        calibration=calibration,
+        compressed=args.compressed,
+        overwrite=args.overwrite,
     )
     print(f"{args.out}: {frames} frames at {folder.fps:g} Hz of {', '.join(folder.views)}")
     print(f"  true wrist view: {'wrist_true' if folder.wrist else 'none'}")
@@ -40,5 +55,23 @@ def run(args: argparse.Namespace) -> int:
     if folder.joints:
         print(f"  joint states agree with the hand poses to {folder.fk_error * 1e3:.2g} mm")
     print(f"  instruction: {folder.instruction or '(none)'}")
-    print("  no camera calibration: the views are uncalibrated, the wrist pose has to be learned")
+    if calibration is None:
+        print("  no camera calibration: views are uncalibrated, the wrist pose has to be learned")
+    else:
+        named = [*calibration.cameras, *(["wrist_true"] if calibration.mount is not None else [])]
+        print(f"  calibrated: {', '.join(named) or 'nothing'}")
     return 0
+
+
+def _calibration(path: Path) -> VideoCalibration:
+    from wristworld_ros.data.video_folder import VideoCalibration
+    from wristworld_ros.reconstruction.calibration_file import load_calibration
+
+    station = load_calibration(path)
+    end = "_latency_s"
+    return VideoCalibration(
+        dict(station.cameras),
+        station.wrist_camera,
+        station.mount,
+        {k.removesuffix(end): v for k, v in station.residuals.items() if k.endswith(end)},
+    )

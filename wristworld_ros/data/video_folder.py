@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -21,14 +21,15 @@ import numpy as np
 from wristworld_ros.data.bag_writer import BagWriter
 from wristworld_ros.data.kinematics import FRANKA_JOINTS, franka_flange, pose_from_xyz_rpy
 from wristworld_ros.data.messages import (
+    camera_info_fields,
     compressed_image_fields,
     image_fields,
     joint_state_fields,
     tf_fields,
     transform_fields,
 )
-from wristworld_ros.errors import BagError
-from wristworld_ros.types import FloatArray, Image
+from wristworld_ros.errors import BagError, InvalidInputError
+from wristworld_ros.types import CameraModel, FloatArray, Image
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,23 @@ class VideoFolder:
     poses: list[FloatArray] = field(default_factory=list)
     joints: list[dict[str, float]] = field(default_factory=list)
     fk_error: float = float("nan")
+
+
+@dataclass(frozen=True)
+class VideoCalibration:
+    """Where the cameras of a folder's videos were.
+
+    Attributes:
+        cameras: name of a view -> intrinsics (None: not known) and ``T_base_camera``.
+        wrist: intrinsics of the wrist camera; mount: ``T_hand_wrist``.
+        latency_s: name of a view, or ``wrist`` -> how long after its stamp by the frame rate a
+            picture was taken [s]; the pictures are stamped with that time.
+    """
+
+    cameras: Mapping[str, tuple[CameraModel | None, FloatArray]] = field(default_factory=dict)
+    wrist: CameraModel | None = None
+    mount: FloatArray | None = None
+    latency_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_video_folder(path: str | Path, fps: float | None = None) -> VideoFolder:
@@ -225,15 +243,25 @@ def decode_video(path: Path) -> Iterator[Image]:
 
 
 def import_video_folder(
-    folder: VideoFolder, out: str | Path, *, compressed: bool = False, overwrite: bool = False
+    folder: VideoFolder,
+    out: str | Path,
+    *,
+    calibration: VideoCalibration | None = None,
+    compressed: bool = False,
+    overwrite: bool = False,
 ) -> int:
     """Write a checked folder as a bag with the package's topics; returns the number of frames.
 
-    There is no camera_info and no camera in TF, since such recordings carry no calibration.
-
     Args:
+        calibration: gives camera_info, and the cameras in TF; there are none without, since such
+            recordings carry no calibration.
         compressed: PNG on ``<camera>/image_raw/compressed`` instead of raw images.
+
+    Raises:
+        InvalidInputError: a calibrated camera is none of the folder's, or of another size.
     """
+    given = calibration or VideoCalibration()
+    models = _models(folder, given)
     suffix = "/compressed" if compressed else ""
     cameras = {**folder.views, **({"wrist_true": folder.wrist} if folder.wrist else {})}
     with BagWriter(out, overwrite=overwrite) as bag:
@@ -253,22 +281,60 @@ def import_video_folder(
             bag.add_topic("/joint_states", "sensor_msgs/msg/JointState", "state")
         if folder.poses:
             bag.add_topic("/tf", "tf2_msgs/msg/TFMessage", "tf")
+        for name in models:
+            bag.add_topic(f"/{name}/camera_info", "sensor_msgs/msg/CameraInfo", "image")
         bag.write("/instruction", {"data": folder.instruction}, START_NS)
+        placed = [
+            transform_fields(T, START_NS, BASE_FRAME, f"{name}_optical_frame")
+            for name, (_, T) in given.cameras.items()
+        ]
+        if given.mount is not None:
+            placed.append(transform_fields(given.mount, START_NS, HAND_FRAME, WRIST_FRAME))
+        if placed:
+            bag.add_topic("/tf_static", "tf2_msgs/msg/TFMessage", "tf_static")
+            bag.write("/tf_static", tf_fields(placed), START_NS)
         videos = {name: decode_video(path) for name, path in cameras.items()}
         written = 0
         for i in range(folder.length):
             stamp = START_NS + round(i * 1e9 / folder.fps)
             written = _write_states(bag, folder, written, stamp)
             for name, frames in videos.items():
-                frame_id = WRIST_FRAME if name == "wrist_true" else f"{name}_optical_frame"
+                wrist = name == "wrist_true"
+                frame_id = WRIST_FRAME if wrist else f"{name}_optical_frame"
+                late = given.latency_s.get("wrist" if wrist else name, 0.0)
+                taken = stamp + round(1e9 * late)
                 image = next(frames)
                 if compressed:
-                    fields = compressed_image_fields(image, "png", stamp, frame_id)
+                    fields = compressed_image_fields(image, "png", taken, frame_id)
                 else:
-                    fields = image_fields(image, "rgb8", stamp, frame_id)
+                    fields = image_fields(image, "rgb8", taken, frame_id)
+                if name in models:
+                    info = camera_info_fields(models[name], taken, frame_id)
+                    bag.write(f"/{name}/camera_info", info, stamp)
                 bag.write(f"/{name}/image_raw{suffix}", fields, stamp)
         _write_states(bag, folder, written, (1 << 63) - 1)
     return folder.length
+
+
+def _models(folder: VideoFolder, given: VideoCalibration) -> dict[str, CameraModel]:
+    """Intrinsics by the name of the topic, checked against the videos."""
+    if unknown := sorted(set(given.cameras) - set(folder.views)):
+        raise InvalidInputError(
+            f"the calibration has camera {', '.join(unknown)}; {folder.path} has "
+            f"{', '.join(folder.views)}. Take the calibration of this station, or rename."
+        )
+    models = {n: camera for n, (camera, _) in given.cameras.items() if camera is not None}
+    videos = dict(folder.views)
+    if given.wrist is not None and folder.wrist is not None:
+        models["wrist_true"], videos["wrist_true"] = given.wrist, folder.wrist
+    for name, camera in models.items():
+        height, width = next(decode_video(videos[name])).shape[:2]
+        if (width, height) != (camera.width, camera.height):
+            raise InvalidInputError(
+                f"calibration of {name} is for {camera.width} x {camera.height} px, the video has "
+                f"{width} x {height}. Calibrate with pictures of this size."
+            )
+    return models
 
 
 def _write_states(bag: BagWriter, folder: VideoFolder, first: int, until_ns: int) -> int:

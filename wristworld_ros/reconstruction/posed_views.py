@@ -8,12 +8,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wristworld_ros.geometry.cloud import depth_edges
+from wristworld_ros.geometry.cloud import depth_edges, join_points, select_points
 from wristworld_ros.geometry.depth_fusion import fuse_depth, resize_depth
 from wristworld_ros.reconstruction import robot_fusion
 from wristworld_ros.reconstruction.hand_depth import CloseDepth
 from wristworld_ros.reconstruction.model import SceneOutput
+from wristworld_ros.reconstruction.robot_model import VIEW_REACH, RobotModel
 from wristworld_ros.types import AnchorFrame, CameraModel, FloatArray, PointCloud
+
+#: Parts of the robot nearer to the wrist camera than this [m] are its own housing.
+ROBOT_NEAR = 0.03
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,40 @@ def posed_views(
         out.cameras.append(camera)
         out.shown.append(body)
     return out
+
+
+def body_in_view(
+    robot: RobotModel,
+    frame: AnchorFrame,
+    views: PosedViews,
+    seen: PointCloud,
+    T_world_wrist: FloatArray,
+    camera: CameraModel,
+) -> PointCloud:
+    """The robot's body for the map, beyond what the pictures show of it.
+
+    Args:
+        frame: with joints.
+        views: of the same moment.
+        seen: points of the body that the pictures show; they stay where they are far from the
+            wrist camera.
+        T_world_wrist, camera: the wrist camera.
+    """
+    assert frame.joints is not None
+    surface = robot.surface_in_view(
+        frame.joints, frame.T_world_robot, T_world_wrist, camera, ROBOT_NEAR
+    )
+    inside = robot_fusion.in_picture(surface.points, T_world_wrist, camera, ROBOT_NEAR)
+    coloured = robot_fusion.colour_surface(
+        select_points(surface, inside),
+        views.images,
+        views.depths,
+        views.shown,
+        views.cameras,
+        views.poses,
+    )
+    away = np.linalg.norm(seen.points - T_world_wrist[:3, 3], axis=1) > VIEW_REACH
+    return join_points(select_points(seen, away), coloured)
 
 
 def paste(

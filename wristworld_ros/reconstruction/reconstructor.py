@@ -17,7 +17,6 @@ from wristworld_ros.errors import CalibrationError, InvalidInputError
 from wristworld_ros.geometry.cloud import cloud_from_depth, join_points, select_points
 from wristworld_ros.geometry.splatting import splat
 from wristworld_ros.geometry.transforms import invert
-from wristworld_ros.reconstruction import robot_fusion
 from wristworld_ros.reconstruction.bundle import Prior
 from wristworld_ros.reconstruction.cross_view import cross_view_error
 from wristworld_ros.reconstruction.fused_pose import FusedPose
@@ -26,9 +25,9 @@ from wristworld_ros.reconstruction.geometry_prediction import network_size
 from wristworld_ros.reconstruction.hand_depth import CloseDepth, HandDepth, load_hand_depth
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1Output
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
-from wristworld_ros.reconstruction.posed_views import PosedViews, posed_views
+from wristworld_ros.reconstruction.posed_views import PosedViews, body_in_view, posed_views
 from wristworld_ros.reconstruction.pretrained_backbone import BACKBONES, PretrainedBackbone
-from wristworld_ros.reconstruction.robot_model import VIEW_REACH, RobotModel
+from wristworld_ros.reconstruction.robot_model import RobotModel
 from wristworld_ros.reconstruction.sights import observe
 from wristworld_ros.reconstruction.views import rectified
 from wristworld_ros.resources import model_dir
@@ -47,8 +46,6 @@ POSE_SOURCES = ("auto", "kinematic", "learned", "fused")
 DEFAULT_WRIST_SIZE = (128, 128)
 #: What the covariance of a learned pose is scaled by for weights that come without scores on val.
 UNMEASURED_FACTOR = 10.0
-#: Parts of the robot nearer to the wrist camera than this [m] are its own housing.
-ROBOT_NEAR = 0.03
 #: Standard deviations of a kinematic pose when nothing better is known: 2 mm, 0.5 degrees.
 KINEMATIC_SIGMA = (0.002, np.deg2rad(0.5))
 
@@ -274,8 +271,11 @@ class Reconstructor:
             cloud = select_points(cloud, cloud.confidence >= self.config.min_confidence)
         clock.lap("cloud")
         camera = self._wrist_camera(given, output)
+        if self._draws_robot(frame):
+            assert self.robot is not None
+            body = body_in_view(self.robot, frame, geometry, body, T_world_wrist, camera)
         condition = splat(
-            join_points(points, self._body(body, frame, geometry, T_world_wrist, camera)),
+            join_points(points, body),
             T_world_wrist,
             camera,
             min_confidence=self.config.min_confidence,
@@ -398,34 +398,6 @@ class Reconstructor:
 
     def _draws_robot(self, frame: AnchorFrame) -> bool:
         return self.robot is not None and frame.joints is not None and frame.calibrated
-
-    def _body(
-        self,
-        seen: PointCloud,
-        frame: AnchorFrame,
-        geometry: PosedViews,
-        T_world_wrist: FloatArray,
-        camera: CameraModel,
-    ) -> PointCloud:
-        """The robot's body for the map: around the wrist camera all of its surface, beyond what
-        the pictures show."""
-        if not self._draws_robot(frame):
-            return seen
-        assert self.robot is not None and frame.joints is not None
-        surface = self.robot.surface_in_view(
-            frame.joints, frame.T_world_robot, T_world_wrist, camera, ROBOT_NEAR
-        )
-        seen_from = robot_fusion.in_picture(surface.points, T_world_wrist, camera, ROBOT_NEAR)
-        coloured = robot_fusion.colour_surface(
-            select_points(surface, seen_from),
-            geometry.images,
-            geometry.depths,
-            geometry.shown,
-            geometry.cameras,
-            geometry.poses,
-        )
-        away = np.linalg.norm(seen.points - T_world_wrist[:3, 3], axis=1) > VIEW_REACH
-        return join_points(select_points(seen, away), coloured)
 
     def _cloud(self, geometry: PosedViews, body: bool) -> PointCloud:
         """Points of what the pictures show of the robot's body, or of all else."""
