@@ -12,6 +12,7 @@ SPLITS := test-objects:30 test-cameras:40 test-mount:50 test-robot:60 test-all:7
 WW = $(PY) -m wristworld_ros.cli.main
 EVALUATE = $(WW) evaluate stage2 --split
 STATION := $(REALDATA)/station
+HELD_OUT := 0004 0010
 
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install -qq --disable-pip-version-check
@@ -88,8 +89,14 @@ figures: setup ## measure the figures of README.md again: docs/results, docs/*.p
 
 station: setup ## calibrate the real station again: docs/results/station.json (15 minutes)
 	$(WW) calibrate $(addprefix $(STATION)/,0001 0003 0005 0007 0008 0011 0013) \
-	  --hold-out $(STATION)/0004 $(STATION)/0010 --out out/station/calibration.yaml \
+	  --hold-out $(addprefix $(STATION)/,$(HELD_OUT)) --out out/station/calibration.yaml \
 	  --json docs/results/station.json --pictures out/station
+	for id in $(HELD_OUT); do \
+	  $(WW) import $(STATION)/$$id out/station/$$id.mcap --calibration out/station/$$id.yaml \
+	    --overwrite; \
+	  for known in "" --calibrated; do \
+	    $(WW) evaluate stage1 --bag out/station/$$id.mcap --source learned $$known \
+	      --json docs/results/station_$$id$${known:+_calibrated}.json; done; done
 	$(PY) tools/readme_figures.py
 
 experiments: setup ## the paper's claims about stage 1, put to the test: docs/experiments (40 minutes)

@@ -123,7 +123,7 @@ def test_loss_is_least_at_the_truth_and_the_hand_counts_most(stage1, data):
     behind = (true > 0.05) & ~within(sample, close, true, HandDepthLosses().near)
 
     def loss_of(depth):
-        changed = type(close)(depth, close.confidence.detach(), close.K, close.grid, close.middle)
+        changed = type(close)(depth, close.right.detach(), close.K, close.grid, close.middle)
         return hand_depth_loss(changed, sample, HandDepthLosses())[0].item()
 
     right = true.clamp_min(0.05)

@@ -157,17 +157,18 @@ def _stage1(args: argparse.Namespace) -> dict[str, Any]:
             "results": results,
         }
         if kinds == ["fused"]:
-            from wristworld_ros.evaluation.fusion import evaluate_fusion
+            from wristworld_ros.evaluation.fusion import evaluate_fusion, evaluate_placing
 
             record["mount"] = evaluate_fusion(
                 args.split, seeds, anchors=args.anchors, model=str(folder)
             )
-            record["mount_and_anchors"] = evaluate_fusion(
-                args.split, seeds, anchors=args.anchors, model=str(folder), placed=False
+            record["placing"] = evaluate_placing(
+                args.split, seeds, anchors=args.anchors, model=str(folder)
             )
     print(stage1_table(record["results"]))
     if "mount" in record:
         print(mount_table(record["mount"]))
+        print(placing_table(record["placing"]))
     for name, why in record.get("unscored", {}).items():
         print(f"not scored: {name}: {why}")
     return {**record, "provenance": _provenance(folder, ["stage1", "hand_depth"])}
@@ -270,6 +271,21 @@ def mount_table(mount: dict[str, Any]) -> str:
                 f"{deg['median']:.1f} ({deg['p90']:.1f}) deg  {r['inside']:.0%}"
             )
     lines.append(f"  refused in {mount['refused']} episodes, false bumps {mount['false_bumps']}")
+    return "\n".join(lines)
+
+
+def placing_table(placing: dict[str, Any]) -> str:
+    """Pose of the wrist camera in anchors without a pose, over the number of frames."""
+    lines = ["anchors of unknown place: share placed, error of the wrist's pose in them"]
+    for frames, r in placing.items():
+        line = f"  after {frames:>2} frames  {r['placed']:4.0%}"
+        if "mm" in r:
+            mm, deg = r["mm"], r["deg"]
+            line += (
+                f"  {mm['median']:5.1f} ({mm['p90']:.1f}) mm  "
+                f"{deg['median']:.1f} ({deg['p90']:.1f}) deg"
+            )
+        lines.append(line)
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +12,14 @@ from scipy.stats import chi2
 from tqdm import tqdm
 
 from wristworld_ros.data.knowledge import restrict
-from wristworld_ros.data.simulation.episode import simulate_episode
+from wristworld_ros.data.simulation.episode import SimulatedEpisode, simulate_episode
 from wristworld_ros.errors import InvalidInputError
+from wristworld_ros.geometry.transforms import invert, pose_error
 from wristworld_ros.reconstruction import Reconstructor
-from wristworld_ros.reconstruction.bundle import ErrorModel, Prior, Source
+from wristworld_ros.reconstruction.bundle import ErrorModel, Prior, Source, WristObservation
 from wristworld_ros.reconstruction.calibration_file import MOUNT
 from wristworld_ros.reconstruction.fused_pose import FusedPose
+from wristworld_ros.reconstruction.fusion import MountEstimator
 from wristworld_ros.reconstruction.hand_eye import difference, perturb
 from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS
 from wristworld_ros.reconstruction.sights import observe
@@ -25,6 +27,8 @@ from wristworld_ros.types import FloatArray
 
 #: How far the first mount is off [m, rad].
 START = (0.02, float(np.deg2rad(4.0)))
+#: How far a known mount is off [m, rad].
+KNOWN = (0.002, float(np.deg2rad(0.5)))
 #: The error is reported after so many frames.
 AFTER = (1, 5, 15, 30, 60)
 #: Share of the errors that the stated bound should hold.
@@ -71,9 +75,8 @@ def evaluate_fusion(
     frames: int = 60,
     anchors: int | None = None,
     errors: ErrorModel | None = None,
-    placed: bool = True,
 ) -> dict[str, Any]:
-    """Mount error against the number of frames, over simulated episodes.
+    """Mount error against the number of frames, over simulated episodes with calibrated anchors.
 
     Args:
         split, seeds: which episodes; each starts from a mount that is off by ``START``.
@@ -82,77 +85,121 @@ def evaluate_fusion(
             for all later ones.
         anchors: number of views; all when None.
         errors: what errors the estimator expects.
-        placed: whether the anchors' poses are known; their intrinsics are.
 
     Returns:
         ``frames`` -> median and p90 of ``mm`` and ``deg``, and ``inside``, the share inside the
-        stated bound of ``LEVEL``, and, unless ``placed``, the same of the ``anchors`` and the share
-        ``placed`` of them; ``kept``, the mean number of frames in the window at the end;
+        stated bound of ``LEVEL``; ``kept``, the mean number of frames in the window at the end;
         ``refused``, episodes without an estimate; ``false_bumps``; ``lasting``, the RMS over
         episodes and cameras of the keypoints' lasting error at the true mount, in stated sigmas
         (measured on val, it is what ``ErrorModel.lasting`` should be).
     """
     reconstructor = reconstructor or Reconstructor.from_pretrained(model, pose_source="learned")
-    after = sorted({n for n in AFTER if n < frames} | {frames})
+    after = _counts(frames)
     changes: dict[int, list[FloatArray]] = {n: [] for n in after}
-    anchor_changes: dict[int, list[FloatArray]] = {n: [] for n in after}
-    anchor_covariances: dict[int, list[FloatArray]] = {n: [] for n in after}
-    total = 0
     covariances: dict[int, list[FloatArray]] = {n: [] for n in after}
     kept, refused, bumps = [], 0, 0
     lasting: list[float] = []
     for seed in tqdm(list(seeds), desc=f"fused {split}", unit="episode", mininterval=2.0):
         episode = simulate_episode(seed, split, n_frames=frames)
         truth = episode.T_hand_wrist
-        prior = wrong_mount(truth, seed)
-        views = range(len(episode.anchor_names) if anchors is None else anchors)
-        names = [episode.anchor_names[v] for v in views]
-        known = {episode.anchor_names[v]: episode.T_world_camera[v] for v in views}
-        fused = FusedPose(prior, errors=errors)
+        fused = FusedPose(wrong_mount(truth, seed), errors=errors)
         observations = []
-        total += len(names)
-        for t in range(len(episode)):
-            frame = restrict(episode.anchor_frame(t), "kinematic", views)
-            hand = episode.T_world_hand[t]
-            shown = frame.views
-            if not placed:
-                shown = tuple(replace(v, T_world_camera=None) for v in shown)
-            frame = fused.place(replace(frame, T_world_wrist=hand, views=shown))
-            output = reconstructor.predict(frame)
-            observations.append(observe(output, names, hand, frame.stamp_ns))
-            fused.wrist_pose(frame, observations[-1])
-            estimator = fused.estimator
-            assert estimator is not None
-            last = t == len(episode) - 1
-            for n in after:
-                if n == t + 1 or (last and n > t + 1):
-                    estimate = estimator.estimate()
-                    changes[n].append(difference(estimate.T_hand_wrist, truth))
-                    covariances[n].append(estimate.covariance)
-                    for name, covariance in estimate.camera_covariances.items():
-                        anchor_changes[n].append(difference(estimate.cameras[name], known[name]))
-                        anchor_covariances[n].append(covariance)
-        for name in names:
+        for ends, seen, estimator in _watched(episode, reconstructor, fused, anchors, after):
+            observations.append(seen)
+            for n in ends:
+                estimate = estimator.estimate()
+                changes[n].append(difference(estimate.T_hand_wrist, truth))
+                covariances[n].append(estimate.covariance)
+        known = dict(zip(episode.anchor_names, episode.T_world_camera, strict=True))
+        for name in observations[0].sights:
             source = Source(name, observations, np.array(WRIST_KEYPOINTS))
             lasting += lasting_error(source, {MOUNT: truth, **known})
         assert fused.estimator is not None
         kept.append(fused.estimator.estimate().frames)
         refused += bool(fused.estimator.estimate().reason)
         bumps += len(fused.estimator.bumps)
-    summaries: dict[str, Any] = {str(n): _summary(changes[n], covariances[n]) for n in after}
-    if not placed:
-        for n in after:
-            summaries[str(n)]["anchors"] = {
-                **_summary(anchor_changes[n], anchor_covariances[n], "anchors"),
-                "placed": len(anchor_changes[n]) / max(total, 1),
-            }
     return {
-        **summaries,
+        **{str(n): _summary(changes[n], covariances[n]) for n in after},
         "kept": float(np.mean(kept)) if kept else float("nan"),
         "refused": refused,
         "false_bumps": bumps,
         "lasting": float(np.sqrt(np.mean(np.square(lasting)))) if lasting else float("nan"),
     }
+
+
+def evaluate_placing(
+    split: str,
+    seeds: Iterable[int],
+    *,
+    reconstructor: Reconstructor | None = None,
+    model: str | None = None,
+    frames: int = 60,
+    anchors: int | None = None,
+) -> dict[str, Any]:
+    """How well anchors are placed that nothing gives a pose of, by the known motion of the hand.
+
+    Their intrinsics are known, and the mount as well as URDFs usually know it (``KNOWN``).
+
+    Args:
+        split, seeds, reconstructor, model, frames, anchors: see ``evaluate_fusion``.
+
+    Returns:
+        ``frames`` -> share of the anchors that are ``placed`` by then, and of those the median and
+        p90 of the error of the wrist camera's pose in the anchor's frame, ``mm`` and ``deg``.
+    """
+    reconstructor = reconstructor or Reconstructor.from_pretrained(model, pose_source="learned")
+    after = _counts(frames)
+    errors: dict[int, list[tuple[float, float]]] = {n: [] for n in after}
+    total = 0
+    for seed in tqdm(list(seeds), desc=f"placing {split}", unit="episode", mininterval=2.0):
+        episode = simulate_episode(seed, split, n_frames=frames)
+        fused = FusedPose(wrong_mount(episode.T_hand_wrist, seed, KNOWN))
+        known = dict(zip(episode.anchor_names, episode.T_world_camera, strict=True))
+        total += len(known) if anchors is None else anchors
+        moments = _watched(episode, reconstructor, fused, anchors, after, placed=False)
+        for t, (ends, seen, estimator) in enumerate(moments):
+            for n in ends:
+                wrist, _ = estimator.estimate().wrist_pose(seen.T_base_hand)
+                true_wrist = episode.T_world_wrist[t]
+                for name in fused.placed:
+                    T = invert(estimator.estimate().cameras[name]) @ wrist
+                    errors[n].append(pose_error(T, invert(known[name]) @ true_wrist))
+    out: dict[str, Any] = {}
+    for n in after:
+        found: dict[str, Any] = {"placed": len(errors[n]) / max(total, 1)}
+        if errors[n]:
+            metres, radians = np.transpose(errors[n])
+            found["mm"], found["deg"] = _spread(1e3 * metres), _spread(np.rad2deg(radians))
+        out[str(n)] = found
+    return out
+
+
+def _counts(frames: int) -> list[int]:
+    return sorted({n for n in AFTER if n < frames} | {frames})
+
+
+def _watched(
+    episode: SimulatedEpisode,
+    reconstructor: Reconstructor,
+    fused: FusedPose,
+    anchors: int | None,
+    after: Sequence[int],
+    placed: bool = True,
+) -> Iterator[tuple[list[int], WristObservation, MountEstimator]]:
+    """Every moment: which counts of ``after`` end with it, what was seen, and the estimator."""
+    views = range(len(episode.anchor_names) if anchors is None else anchors)
+    names = [episode.anchor_names[v] for v in views]
+    for t in range(len(episode)):
+        frame = restrict(episode.anchor_frame(t), "kinematic", views)
+        hand, shown = episode.T_world_hand[t], frame.views
+        if not placed:
+            shown = tuple(replace(v, T_world_camera=None) for v in shown)
+        frame = fused.place(replace(frame, T_world_wrist=hand, views=shown))
+        seen = observe(reconstructor.predict(frame), names, hand, frame.stamp_ns)
+        fused.wrist_pose(frame, seen)
+        last = t == len(episode) - 1
+        assert fused.estimator is not None
+        yield [n for n in after if n == t + 1 or (last and n > t + 1)], seen, fused.estimator
 
 
 def lasting_error(source: Source, poses: Mapping[str, FloatArray]) -> list[float]:
@@ -165,17 +212,17 @@ def lasting_error(source: Source, poses: Mapping[str, FloatArray]) -> list[float
     return [float(np.sqrt(np.mean(np.nanmedian(error, axis=0) ** 2)))]
 
 
-def _summary(
-    changes: list[FloatArray], covariances: list[FloatArray], of: str = "episodes"
-) -> dict[str, Any]:
+def _summary(changes: list[FloatArray], covariances: list[FloatArray]) -> dict[str, Any]:
     if not changes:
-        return {of: 0}
+        return {"episodes": 0}
     d = np.array(changes)
-    mm = 1e3 * np.linalg.norm(d[:, :3], axis=1)
-    deg = np.rad2deg(np.linalg.norm(d[:, 3:], axis=1))
     return {
-        of: len(d),
-        "mm": {"median": float(np.median(mm)), "p90": float(np.percentile(mm, 90))},
-        "deg": {"median": float(np.median(deg)), "p90": float(np.percentile(deg, 90))},
+        "episodes": len(d),
+        "mm": _spread(1e3 * np.linalg.norm(d[:, :3], axis=1)),
+        "deg": _spread(np.rad2deg(np.linalg.norm(d[:, 3:], axis=1))),
         "inside": share_inside(d, covariances),
     }
+
+
+def _spread(values: NDArray) -> dict[str, float]:
+    return {"median": float(np.median(values)), "p90": float(np.percentile(values, 90))}

@@ -153,4 +153,4 @@ def paste(
     to = np.ix_((rows >= 0) & (rows < S), (columns >= 0) & (columns < S))
     of = np.ix_(rows[(rows >= 0) & (rows < S)], columns[(columns >= 0) & (columns < S)])
     depth[to] = close.depth[0, view].cpu().numpy()[of]
-    confidence[to] = (1 - 1 / close.confidence[0, view]).cpu().numpy()[of]
+    confidence[to] = close.confidence[0, view].cpu().numpy()[of]

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wristworld_ros.geometry.depth_fusion import ERROR_SCALE
-from wristworld_ros.reconstruction.hand_depth import CloseDepth, HandDepth
+from wristworld_ros.reconstruction.hand_depth import TOLERANCE, CloseDepth, HandDepth
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1Output, pixel_rays
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, quaternion_to_matrix
 from wristworld_ros.training.loop import LoopConfig, is_main_process, train, training_record
@@ -30,6 +29,7 @@ class HandDepthLosses:
         near, near_weight: what is nearer to the middle of the cut-outs than this [m] counts so
             much more than what is behind the hand.
         hand, hand_weight: the same of the hand itself.
+        judged: weight of the cross-entropy of what is right.
         given: share of the batches whose wrist poses are known.
         pose_noise: standard deviations per axis of known poses [m, rad].
     """
@@ -39,6 +39,7 @@ class HandDepthLosses:
     near_weight: float = 5.0
     hand: float = 0.11
     hand_weight: float = 15.0
+    judged: float = 0.3
     given: float = 0.4
     pose_noise: tuple[float, float] = (0.003, 0.01)
 
@@ -133,13 +134,15 @@ def hand_depth_loss(
     error = (torch.log(close.depth) - torch.log(true.clamp_min(0.05))).abs()
     smooth = F.smooth_l1_loss(error, torch.zeros_like(error), beta=losses.small, reduction="none")
     depth_loss = (smooth * weight).sum() / weight.sum().clamp_min(1)
-    # The confidence only follows; see ``stage1._depth_loss``.
-    follow = close.confidence * error.detach() - ERROR_SCALE * torch.log(close.confidence)
-    loss = 10 * depth_loss + (follow * weight).sum() / weight.sum().clamp_min(1)
+    is_right = (error.detach() < TOLERANCE).float()
+    judged = F.binary_cross_entropy(close.right, is_right, reduction="none")
+    share = (judged * weight).sum() / weight.sum().clamp_min(1)
+    loss = 10 * depth_loss + losses.judged * share
     return loss, {
         "log_error": _mean(error, valid),
         "near_log_error": _mean(error, near),
         "hand_log_error": _mean(error, hand),
+        "judged": share.item(),
     }
 
 
@@ -161,8 +164,9 @@ def evaluate_hand_depth(
     Returns:
         By kind of input (``kinematic``: known poses, ``calibrated`` and ``rgb``: learned ones):
         AbsRel of the hand (what is within ``HandDepthLosses.hand``), of the whole pictures' depth
-        (``before``) and in the cut-outs, median error [mm], and the share of those pixels that
-        confidence keeps (a confidence of 0.45, the reconstructor's default limit).
+        (``before``) and in the cut-outs, median error [mm], the share of those pixels that are
+        more likely right than not (``kept``), and the share of all pixels for which that was a
+        true judgement (``judged``).
     """
     losses = losses or HandDepthLosses()
     model.eval()
@@ -194,7 +198,13 @@ def evaluate_hand_depth(
                 ("before", (before - true).abs() / true.clamp_min(0.05)),
                 ("absrel", (close.depth - true).abs() / true.clamp_min(0.05)),
                 ("mm", 1e3 * (close.depth - true).abs()),
-                ("kept", (1 - 1 / close.confidence >= 0.45).float()),
+                ("kept", (close.right >= 0.5).float()),
+                (
+                    "judged",
+                    (
+                        (close.right >= 0.5) == ((close.depth - true).abs() < TOLERANCE * true)
+                    ).float(),
+                ),
             ):
                 rows.setdefault(f"{kind}/{name}", []).append(value[hand])
     figures = {}
