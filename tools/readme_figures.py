@@ -129,8 +129,8 @@ def stage1() -> list[str]:
         f"episodes): {error['mm']['median']:.1f} ({error['mm']['p90']:.1f}) mm / "
         f"{error['deg']['median']:.1f} ({error['deg']['p90']:.1f}) deg, "
         f"{error['inside']:.0%} inside the stated 90 % bound. Anchors without a pose "
-        f"(`fused`, mount known to 2 mm / 0.5 deg): {placing['placed']:.0%} placed after 30 frames, "
-        f"the wrist's pose in them then off by {placing['mm']['median']:.0f} "
+        f"(`fused`, mount known to 2 mm / 0.5 deg): {placing['placed']:.0%} placed after 30 "
+        f"frames, the wrist's pose in them then off by {placing['mm']['median']:.0f} "
         f"({placing['mm']['p90']:.0f}) mm / {placing['deg']['median']:.1f} "
         f"({placing['deg']['p90']:.1f}) deg.",
     ]
@@ -168,8 +168,8 @@ def station() -> list[str]:
         *lines,
         "",
         "Against this calibration the learned wrist pose of the shipped model, which has seen no "
-        f"real picture, is off by (medians of the two recordings) {', '.join(found)}. The camera is "
-        "turned by a third of a turn on this hand, which no training scene has.",
+        f"real picture, is off by (medians of the two recordings) {', '.join(found)}. The camera "
+        "is turned by a third of a turn on this hand, which no training scene has.",
     ]
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from rclpy.qos import ReliabilityPolicy
 from ros_bench import CAMERAS, NODES, Bench
-from sensor_msgs.msg import CompressedImage, JointState
+from sensor_msgs.msg import CameraInfo, CompressedImage, JointState
 from std_msgs.msg import String
 
 from wristworld_ros.data.messages import (
+    camera_info_fields,
     decode_image,
     decode_point_cloud,
     decode_transform,
@@ -23,7 +24,11 @@ from wristworld_ros.geometry.transforms import from_quaternion
 from wristworld_ros.msg import GenerationStatus, WristEstimate
 from wristworld_ros.nodes import qos
 from wristworld_ros.nodes.conversions import fill
-from wristworld_ros.reconstruction.calibration_file import StationCalibration, save_calibration
+from wristworld_ros.reconstruction.calibration_file import (
+    PlacedCamera,
+    StationCalibration,
+    save_calibration,
+)
 from wristworld_ros.types import ROBOT_MASK, CameraModel
 
 pytestmark = pytest.mark.ros
@@ -95,6 +100,36 @@ def test_fused_goes_on_from_the_saved_mount(
     place = estimate.pose.pose.position
     np.testing.assert_allclose([place.x, place.y, place.z], [0.52, 0.0, 0.41], atol=1e-6)
     bench.wait_for_problem("reconstruction_node: mount", "the given mount is used")
+
+
+def test_fused_places_a_camera_without_tf_by_the_saved_calibration(
+    bench: Bench, anchor_camera: CameraModel, tmp_path: Path
+) -> None:
+    """Such a camera is no reason to refuse: all is in the robot's frame, by the file's pose."""
+    path, name = tmp_path / "station.yaml", "loose"
+    above = from_quaternion([0.5, 0.1, 0.6], [1.0, 0.0, 0.0, 0.0])
+    saved = StationCalibration(
+        np.eye(4),
+        cameras={name: PlacedCamera(None, above)},
+        covariances={"mount": 1e-6 * np.eye(6), name: 1e-6 * np.eye(6)},
+        hand_frame="wrist_camera_optical_frame",
+    )
+    save_calibration(path, saved)
+    bench.restart(
+        cameras=[name], pose_source="fused", calibration_file=str(path), calibration_timeout=0.0
+    )
+    info = camera_info_fields(anchor_camera, 0, f"{name}_optical_frame")
+    bench.publisher(f"/{name}/camera_info", CameraInfo, 1).publish(fill(CameraInfo(), info))
+    bench.wait_for_input("reconstruction_node", f"/{name}/camera_info")
+    stamp, bench.next_stamp = bench.next_stamp, bench.next_stamp + 200_000_000
+    bench.send_hand(stamp)
+    bench.send_images(stamp, [name])
+    bench.wait("an estimate", lambda: stamp in bench.stamps("/wrist/estimate"))
+    estimate = bench.received["/wrist/estimate"][-1]
+    assert estimate.source == WristEstimate.SOURCE_FUSED
+    assert estimate.header.frame_id == "base_link"
+    place = estimate.pose.pose.position
+    np.testing.assert_allclose([place.x, place.y, place.z], [0.5, 0.0, 0.4], atol=1e-6)
 
 
 URDF = """

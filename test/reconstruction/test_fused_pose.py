@@ -94,9 +94,14 @@ def test_a_camera_without_estimate_is_not_sure_at_all():
 
 def test_saved_cameras_are_where_it_starts():
     starts = {n: Prior.from_sigma(T, (1e-3, 1e-3)) for n, T in CAMERAS.items()}
-    observations, _, _ = simulate(2, 2, wild=0, step=5.0)
-    assert run(FusedPose(EXACT, starts), observations)[0].calibrated
-    assert not run(FusedPose(EXACT), observations)[0].calibrated
+    observation = simulate(1, 2, wild=0)[0][0]
+    placed = FusedPose(EXACT, starts).place(frame(observation))
+    assert placed.calibrated
+    for view in placed.views:
+        np.testing.assert_array_equal(view.T_world_camera, CAMERAS[view.name])
+    vague = {n: Prior.from_sigma(T, (0.2, 0.3)) for n, T in CAMERAS.items()}
+    for fused in (FusedPose(EXACT, vague), FusedPose(EXACT)):
+        assert not fused.place(frame(observation)).calibrated
 
 
 def test_given_poses_are_never_replaced_and_new_ones_start_again():

@@ -62,7 +62,7 @@ class FusedPose:
                 keypoints=np.array(WRIST_KEYPOINTS),
                 errors=self._errors,
             )
-            self.placed = set()
+            self.placed = {n for n, start in starts.items() if _sure(start.covariance)}
         if frame.calibrated:
             return frame
         found = self.estimator.estimate()
@@ -95,6 +95,12 @@ class FusedPose:
         self.estimator.add(seen)
         pose = self.estimator.estimate().wrist_pose(seen.T_base_hand)
         return pose if frame.calibrated else None
+
+
+def _sure(covariance: FloatArray) -> bool:
+    """Whether a camera's own pose is known to ``PLACED_SIGMA``; then so is what it sees."""
+    largest = [np.linalg.eigvalsh(covariance[p, p])[-1] for p in (slice(0, 3), slice(3, 6))]
+    return bool((np.sqrt(largest) <= PLACED_SIGMA).all())
 
 
 def _same_poses(a: Mapping[str, FloatArray], b: Mapping[str, FloatArray]) -> bool:
