@@ -173,3 +173,22 @@ def test_reconstructor_takes_the_depth_of_the_cut_outs(network):
     assert at_depth(result.cloud) > 100
     assert at_depth(whole.cloud) < 10
     assert result.latency["hand"] > whole.latency["hand"]
+
+
+def test_predicted_depth_includes_that_of_the_cut_outs(network):
+    torch.manual_seed(0)
+    reconstructor = Reconstructor(Stage1Model(TINY), pose_source="kinematic")
+    one = frame()
+    estimate = reconstructor(one).estimate
+    whole, _ = reconstructor.predict_depth(one, estimate)
+    scene = reconstructor.predict(one)
+    np.testing.assert_allclose(whole[1], scene.depth[0, 1], rtol=1e-4)
+    reconstructor.hand_depth = hand_only(network, 30.0)
+    depths, confidences = reconstructor.predict_depth(one, estimate)
+    for view, depth, confidence, before in zip(one.views, depths, confidences, whole, strict=True):
+        middle = one.T_world_wrist @ np.array([0, 0, 0.1, 1.0])
+        near = np.isclose(depth, (np.linalg.inv(view.T_world_camera) @ middle)[2], rtol=1e-4)
+        assert 0.05 < near.mean() < 1
+        np.testing.assert_array_equal(depth[~near], before[~near])
+        right = np.isclose(confidence[near], 0.9 / (1 + np.exp(-3)), rtol=1e-4)
+        assert right.mean() > 0.99  # the whole picture's depth can be the same by chance

@@ -133,7 +133,7 @@ def evaluate_placing(
     *,
     reconstructor: Reconstructor | None = None,
     model: str | None = None,
-    frames: int = 60,
+    frames: int = 30,
     anchors: int | None = None,
 ) -> dict[str, Any]:
     """How well anchors are placed that nothing gives a pose of, by the known motion of the hand.

@@ -303,7 +303,8 @@ def evaluate_stage1(
         episode = simulate_episode(seed, split, n_frames=frames)
         for kind in kinds:
             for result, truth, told in play(episode, kind):
-                scores[kind].add(result, truth, *_predicted(reconstructors[kind], told))
+                depth = reconstructors[kind].predict_depth(told, result.estimate)
+                scores[kind].add(result, truth, *depth)
     for seed in tqdm(seeds[:sequences], desc="every frame", unit="episode", mininterval=2.0):
         episode = simulate_episode(seed, split)
         for kind in kinds:
@@ -360,7 +361,7 @@ def evaluate_stage1_bag(
             truth = _recorded_truth(frame, recorded)
             told = replace(restrict(frame, _told(kind)), wrist_camera=truth.camera)
             result = reconstructor(told)
-            scores.add(result, truth, *_predicted(reconstructor, told))
+            scores.add(result, truth, *reconstructor.predict_depth(told, result.estimate))
             if before is not None:
                 scores.add_step(before, (result, truth))
             before = result, truth
@@ -413,15 +414,6 @@ def _first_views(frame: AnchorFrame, anchors: int | None) -> AnchorFrame:
 def _reconstructor(model: str | None, kind: str) -> Reconstructor:
     source = kind if kind in ("kinematic", "fused") else "auto"
     return Reconstructor.from_pretrained(model, pose_source=source)
-
-
-def _predicted(
-    reconstructor: Reconstructor, frame: AnchorFrame
-) -> tuple[list[NDArray], list[NDArray]]:
-    """Predicted depth [m] and confidence in [0, 1] per view, at the network's size."""
-    output = reconstructor.predict(frame)
-    depths, confidences = output.depth[0].cpu().numpy(), output.confidence[0].cpu().numpy()
-    return list(depths), list(1 - 1 / confidences)
 
 
 _Moments = Iterator[tuple[Reconstruction, Truth, AnchorFrame]]

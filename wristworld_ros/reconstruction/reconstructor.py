@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wristworld_ros.errors import CalibrationError, InvalidInputError
@@ -25,7 +26,7 @@ from wristworld_ros.reconstruction.geometry_prediction import network_size
 from wristworld_ros.reconstruction.hand_depth import CloseDepth, HandDepth, load_hand_depth
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1Output
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
-from wristworld_ros.reconstruction.posed_views import PosedViews, body_in_view, posed_views
+from wristworld_ros.reconstruction.posed_views import PosedViews, body_in_view, paste, posed_views
 from wristworld_ros.reconstruction.pretrained_backbone import BACKBONES, PretrainedBackbone
 from wristworld_ros.reconstruction.robot_model import RobotModel
 from wristworld_ros.reconstruction.sights import observe
@@ -368,6 +369,31 @@ class Reconstructor:
         images, K, T, known = self._inputs(rectified(frame))
         with torch.inference_mode():
             return self.model(images, K, T, known)
+
+    def predict_depth(
+        self, frame: AnchorFrame, estimate: WristEstimate
+    ) -> tuple[list[NDArray], list[NDArray]]:
+        """Depth [m] and confidence in [0, 1] per view, as the networks predict them.
+
+        Args:
+            frame: at least one view.
+            estimate: where the wrist camera is in this frame, for the depth around the hand.
+
+        Returns:
+            Maps of half the network's input size.
+        """
+        frame = rectified(frame)
+        scene = self.predict_scene(frame) if frame.calibrated else self.predict(frame)
+        T_base_wrist = estimate.T_world_wrist
+        if not frame.calibrated:  # the world is the first anchor
+            T_base_wrist = scene.T_base_anchor[0, 0].double().cpu().numpy() @ T_base_wrist
+        close = self._close(frame, scene, T_base_wrist, estimate.source)
+        depths = list(scene.depth[0].cpu().numpy().copy())
+        confidences = list(1 - 1 / scene.confidence[0].cpu().numpy())
+        if close is not None:
+            for i in range(len(depths)):
+                paste(depths[i], confidences[i], close, scene, i)
+        return depths, confidences
 
     def predict_scene(self, frame: AnchorFrame) -> SceneOutput:
         """The same without the wrist camera, where nothing of it is asked: calibrated anchors, and
