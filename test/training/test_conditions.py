@@ -1,9 +1,14 @@
 """Varied copies of training frames stay consistent; clips stay within one episode."""
 
+import json
+
 import numpy as np
+import pytest
 import torch
 
-from wristworld_ros.training.conditions import ConditionSet, merged, varied
+from wristworld_ros.errors import InvalidInputError
+from wristworld_ros.resources import model_dir
+from wristworld_ros.training.conditions import ConditionSet, build_conditions, merged, varied
 from wristworld_ros.training.stage2 import CLIP, channel_weights, draw_clips
 
 FRAMES = 6
@@ -71,3 +76,20 @@ def test_visible_channels_count_more():
     weights = channel_weights(torch.tensor([3.0, 1.0, 0.1]))
     assert weights.argmax() == 0 and torch.isclose(weights.mean(), torch.tensor(1.0))
     assert weights.min() >= 0.5
+
+
+def test_conditions_of_other_weights_are_not_taken(tmp_path):
+    """Not those of another stage 1, nor those of a time before the depth around the hand."""
+    model = model_dir("mini")
+    cache = tmp_path / "conditions"
+    with pytest.raises(InvalidInputError, match="no shards"):
+        build_conditions(tmp_path, model, cache)
+    written = json.loads((cache / "weights.json").read_text())
+    assert set(written) == {"stage1", "hand_depth"}
+    (cache / "weights.json").write_text(json.dumps({"stage1": written["stage1"]}))
+    with pytest.raises(InvalidInputError, match=r"holds condition maps of .*Remove the folder"):
+        build_conditions(tmp_path, model, cache)
+    (cache / "weights.json").unlink()
+    (cache / "0.npz").touch()
+    with pytest.raises(InvalidInputError, match="of the weights None"):
+        build_conditions(tmp_path, model, cache)

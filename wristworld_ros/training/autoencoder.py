@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wristworld_ros.generation.autoencoder import Autoencoder
-from wristworld_ros.training.loop import LoopConfig, train, training_record
+from wristworld_ros.training.loop import LoopConfig, is_main_process, train, training_record
 from wristworld_ros.training.shard_data import ShardSet
 from wristworld_ros.weights import save_weights
 
@@ -62,12 +62,13 @@ def train_autoencoder(
         model.latent_mean.copy_(latents.mean((0, 2, 3)))
         model.latent_std.copy_(latents.std((0, 2, 3)))
     scores = {"psnr": reconstruction_psnr(model, val)}
-    save_weights(
-        out,
-        model,
-        model.config_dict(),
-        {"training": record, "scores": {"split": "val", **scores}},
-    )
+    if is_main_process():
+        save_weights(
+            out,
+            model,
+            model.config_dict(),
+            {"training": record, "scores": {"split": "val", **scores}},
+        )
     return scores
 
 

@@ -24,9 +24,11 @@ from tqdm import tqdm
 
 from wristworld_ros.data.knowledge import restrict
 from wristworld_ros.data.simulation.shards import DEPTH_STEP, Shard, read_shard
+from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.reconstruction import Reconstructor
 from wristworld_ros.training.shard_data import shard_files
 from wristworld_ros.types import AnchorFrame, AnchorView
+from wristworld_ros.weights import read_config
 
 #: Kinds of geometry and their share in training.
 SHARES = {"true": 0.25, "kinematic": 0.4, "calibrated": 0.2, "estimated": 0.15}
@@ -101,8 +103,12 @@ def build_conditions(
         shards: folder of shards, of which the first ``limit`` are used.
         stage1: folder that holds ``stage1`` weights' folder (a model folder).
         cache: one file per shard.
+
+    Raises:
+        InvalidInputError: ``cache`` holds conditions that other weights made.
     """
     cache.mkdir(parents=True, exist_ok=True)
+    _claim(cache, stage1)
     files = shard_files(shards, limit)
     missing = [f for f in files if not (cache / f.name).exists()]
     if missing:
@@ -129,6 +135,23 @@ def build_conditions(
         parts.setdefault("wrist_K", []).append(np.repeat(_wrist_K(file), meta["frames"], 0))
     merged = {name: np.concatenate(values) for name, values in parts.items()}
     return ConditionSet(instructions=instructions, **merged)
+
+
+def _claim(cache: Path, model: Path) -> None:
+    """Write down whose conditions these are, or check it."""
+    weights = {
+        part: read_config(model / part)["sha256"]
+        for part in ("stage1", "hand_depth")
+        if (model / part).exists()
+    }
+    record = cache / "weights.json"
+    known = json.loads(record.read_text()) if record.exists() else None
+    if known != weights and (known is not None or any(cache.glob("*.npz"))):
+        raise InvalidInputError(
+            f"{cache} holds condition maps of the weights {known}, and {model} has {weights}. "
+            "Remove the folder, or take another --work."
+        )
+    record.write_text(json.dumps(weights))
 
 
 def _wrist_K(file: Path) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from wristworld_ros.generation.model import Context, Stage2Model
 from wristworld_ros.generation.pipeline import sample
 from wristworld_ros.generation.text import TextEncoder
 from wristworld_ros.training.conditions import ConditionSet, build_conditions, merged, varied
-from wristworld_ros.training.loop import LoopConfig, train, training_record
+from wristworld_ros.training.loop import LoopConfig, is_main_process, train, training_record
 from wristworld_ros.weights import load_weights, read_config, save_weights
 
 CLIP = 4  # frames of a training clip
@@ -308,13 +308,14 @@ def train_stage2(
     scores = {
         f"steps_{steps}": evaluate_latents(model, val, autoencoder, steps) for steps in (1, 2, 4, 8)
     }
-    save_weights(
-        out,
-        model,
-        model.config_dict(),
-        {
-            "training": record,
-            "scores": {"split": "val", **scores},
-        },
-    )
+    if is_main_process():
+        save_weights(
+            out,
+            model,
+            model.config_dict(),
+            {
+                "training": record,
+                "scores": {"split": "val", **scores},
+            },
+        )
     return scores["steps_2"]
