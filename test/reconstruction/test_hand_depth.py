@@ -175,6 +175,26 @@ def test_reconstructor_takes_the_depth_of_the_cut_outs(network):
     assert result.latency["hand"] > whole.latency["hand"]
 
 
+def test_more_likely_right_than_not_is_drawn():
+    half = torch.tensor([[[[0.0, 0.25, 0.49, 0.51, 0.75, 1.0]]]])
+    close = CloseDepth(half, half, half, half, half)
+    expected = [0, 0.225, 0.441, 0.457, 0.625, 0.8]
+    np.testing.assert_allclose(close.confidence[0, 0, 0], expected, atol=1e-6)
+
+
+def test_uncalibrated_anchors_have_no_depth_around_the_hand(network):
+    """Estimated cameras see the hand elsewhere: it would be drawn where it is not."""
+    torch.manual_seed(0)
+    views = tuple(type(v)(v.name, v.image, v.stamp_ns) for v in frame().views)
+    bare = frame(views=views)
+    plain = Reconstructor(Stage1Model(TINY))
+    with_network = Reconstructor(plain.model, hand_depth=hand_only(network, 30.0))
+    a, b = plain(bare), with_network(bare)
+    np.testing.assert_array_equal(a.cloud.points, b.cloud.points)
+    depths = with_network.predict_depth(bare, b.estimate)[0]
+    np.testing.assert_array_equal(depths, plain.predict_depth(bare, a.estimate)[0])
+
+
 def test_predicted_depth_includes_that_of_the_cut_outs(network):
     torch.manual_seed(0)
     reconstructor = Reconstructor(Stage1Model(TINY), pose_source="kinematic")
@@ -190,5 +210,5 @@ def test_predicted_depth_includes_that_of_the_cut_outs(network):
         near = np.isclose(depth, (np.linalg.inv(view.T_world_camera) @ middle)[2], rtol=1e-4)
         assert 0.05 < near.mean() < 1
         np.testing.assert_array_equal(depth[~near], before[~near])
-        right = np.isclose(confidence[near], 0.9 / (1 + np.exp(-3)), rtol=1e-4)
+        right = np.isclose(confidence[near], 0.45 + 0.35 * (2 / (1 + np.exp(-3)) - 1), rtol=1e-4)
         assert right.mean() > 0.99  # the whole picture's depth can be the same by chance

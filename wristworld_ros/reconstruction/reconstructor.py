@@ -95,7 +95,8 @@ class Reconstructor:
             ``ReconstructorConfig.mount_sigma`` when None.
         cameras: where ``fused`` starts with anchors that frames give no pose of.
         robot: the robot's body, drawn where joints, calibration and the robot's place are known.
-        hand_depth: the network for depth around the hand; without it depth is the whole pictures'.
+        hand_depth: the network for depth around the hand of calibrated anchors; without it depth is
+            the whole pictures'.
 
     Attributes:
         fused: the state of pose source ``fused``.
@@ -248,7 +249,7 @@ class Reconstructor:
         first = frame.views[0].T_world_camera if frame.calibrated else None
         T_world_base = (np.eye(4) if first is None else first) @ invert(T_base_anchor[0])
         T_world_wrist, covariance, source = self._wrist_pose(source, frame, output, T_world_base)
-        close = self._close(frame, scene, invert(T_world_base) @ T_world_wrist, source)
+        close = self._close(frame, scene, T_world_wrist, source)
         clock.lap("hand")
         geometry = posed_views(
             frame,
@@ -348,12 +349,13 @@ class Reconstructor:
         return T_world_wrist, np.diag([sigma_t**2] * 3 + [sigma_r**2] * 3), source
 
     def _close(
-        self, frame: AnchorFrame, scene: SceneOutput, T_base_wrist: FloatArray, source: str
+        self, frame: AnchorFrame, scene: SceneOutput, T_world_wrist: FloatArray, source: str
     ) -> CloseDepth | None:
-        """Depth around the hand, where there is a network for it."""
-        if self.hand_depth is None:
+        """Depth around the hand, where there is a network for it and the anchors are calibrated:
+        the hand is not where estimated cameras see it."""
+        if self.hand_depth is None or not frame.calibrated:
             return None
-        pose = torch.tensor(T_base_wrist[None], dtype=torch.float32, device=self.device)
+        pose = torch.tensor(T_world_wrist[None], dtype=torch.float32, device=self.device)
         given = torch.tensor([source != "learned"], device=self.device)
         with torch.inference_mode():
             return self.hand_depth(self._inputs(frame)[0], scene, pose, given)
@@ -384,10 +386,7 @@ class Reconstructor:
         """
         frame = rectified(frame)
         scene = self.predict_scene(frame) if frame.calibrated else self.predict(frame)
-        T_base_wrist = estimate.T_world_wrist
-        if not frame.calibrated:  # the world is the first anchor
-            T_base_wrist = scene.T_base_anchor[0, 0].double().cpu().numpy() @ T_base_wrist
-        close = self._close(frame, scene, T_base_wrist, estimate.source)
+        close = self._close(frame, scene, estimate.T_world_wrist, estimate.source)
         depths = list(scene.depth[0].cpu().numpy().copy())
         confidences = list(1 - 1 / scene.confidence[0].cpu().numpy())
         if close is not None:
