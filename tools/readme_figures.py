@@ -168,8 +168,9 @@ def station() -> list[str]:
         *lines,
         "",
         "Against this calibration the learned wrist pose of the shipped model, which has seen no "
-        f"real picture, is off by (medians of the two recordings) {', '.join(found)}. The camera "
-        "is turned by a third of a turn on this hand, which no training scene has.",
+        f"real picture, is off by (medians of the two recordings) {', '.join(found)}: of no use. "
+        "The fixed cameras see 103 by 72 degrees from half a metre; those of the training scenes "
+        "see 42 to 58 degrees from 0.75 m on.",
     ]
 
 
