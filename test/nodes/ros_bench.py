@@ -288,13 +288,22 @@ class Bench:
         status = self.statuses.get(f"{node}: frames")
         return {v.key: float(v.value) for v in status.values} if status else {}
 
-    def wait_for_input(self, node: str, topic: str) -> None:
-        """Wait until the node says that a first message has come on an input."""
+    def wait_for_input(
+        self, node: str, topic: str, stream: Callable[[], None] | None = None
+    ) -> None:
+        """Wait until the node says that a first message has come on an input.
+
+        ``stream`` sends again meanwhile, as a driver would: of a volatile topic the first message
+        is lost when the node has not matched the publisher as early as that has matched the node.
+        """
         name = f"{node}: input {topic}"
 
         def heard() -> bool:
             status = self.statuses.get(name)
-            return status is not None and "no message yet" not in status.message
+            known = status is not None and "no message yet" not in status.message
+            if stream is not None and not known:
+                stream()
+            return known
 
         self.wait(f"{node} hearing {topic}", heard)
 

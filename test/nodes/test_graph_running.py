@@ -119,8 +119,14 @@ def test_fused_places_a_camera_without_tf_by_the_saved_calibration(
         cameras=[name], pose_source="fused", calibration_file=str(path), calibration_timeout=0.0
     )
     info = camera_info_fields(anchor_camera, 0, f"{name}_optical_frame")
-    bench.publisher(f"/{name}/camera_info", CameraInfo, 1).publish(fill(CameraInfo(), info))
-    bench.wait_for_input("reconstruction_node", f"/{name}/camera_info")
+    infos, message = (
+        bench.publisher(f"/{name}/camera_info", CameraInfo, 1),
+        fill(CameraInfo(), info),
+    )
+    infos.publish(message)
+    bench.wait_for_input(
+        "reconstruction_node", f"/{name}/camera_info", lambda: infos.publish(message)
+    )
     stamp, bench.next_stamp = bench.next_stamp, bench.next_stamp + 200_000_000
     bench.send_hand(stamp)
     bench.send_images(stamp, [name])
@@ -163,8 +169,11 @@ def test_the_robot_is_drawn_and_places_the_camera_by_its_joints(
     def send(**joints: float) -> int:
         stamp, bench.next_stamp = bench.next_stamp, bench.next_stamp + 200_000_000
         bench.send_calibration(anchor_camera)
-        states.publish(fill(JointState(), joint_state_fields(joints, stamp)))
-        bench.wait_for_input("reconstruction_node", "/joint_states")
+        message = fill(JointState(), joint_state_fields(joints, stamp))
+        states.publish(message)
+        bench.wait_for_input(
+            "reconstruction_node", "/joint_states", lambda: states.publish(message)
+        )
         bench.send_images(stamp)
         return stamp
 

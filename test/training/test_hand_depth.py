@@ -124,7 +124,7 @@ def test_loss_is_least_at_the_truth_and_the_hand_counts_most(stage1, data):
 
     def loss_of(depth):
         changed = type(close)(depth, close.right.detach(), close.K, close.grid, close.middle)
-        return hand_depth_loss(changed, sample, HandDepthLosses())[0].item()
+        return hand_depth_loss(changed, sample, HandDepthLosses(judged=0.0))[0].item()
 
     right = true.clamp_min(0.05)
     pixels = min(int(hand.sum()), int(behind.sum()), 200)
