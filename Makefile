@@ -69,7 +69,7 @@ format: setup ## let ruff rewrite the code
 bench: setup ## all benchmarks, each prints its table
 	for file in $(sort $(wildcard benchmarks/bench_*.py)); do echo "== $$file"; $(PY) $$file $(ARGS); done
 
-figures: setup ## measure the figures of README.md again: docs/results, docs/*.png (20 minutes)
+figures: setup ## measure the figures of README.md again: docs/results, docs/*.png (45 minutes)
 	$(WW) evaluate stage1 --split test-iid --sequences 0 --json docs/results/stage1.json
 	$(WW) evaluate stage1 --split test-iid --sequences 0 --source fused --json docs/results/fused.json
 	$(EVALUATE) test-iid --seeds 200000:200020 --json docs/results/test-iid.json
@@ -87,7 +87,7 @@ figures: setup ## measure the figures of README.md again: docs/results, docs/*.p
 	cp out/figures/$(firstword $(REAL_IDS))/contact_sheet.png docs/real.png
 	$(PY) tools/readme_figures.py
 
-station: setup ## calibrate the real station again: docs/results/station.json (15 minutes)
+station: setup ## calibrate the real station again: docs/results/station*.json (20 minutes)
 	$(WW) calibrate $(addprefix $(STATION)/,0001 0003 0005 0007 0008 0011 0013) \
 	  --hold-out $(addprefix $(STATION)/,$(HELD_OUT)) --out out/station/calibration.yaml \
 	  --json docs/results/station.json --pictures out/station

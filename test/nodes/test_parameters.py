@@ -23,6 +23,7 @@ from wristworld_ros.nodes.parameters import (
     parameters_page,
     parameters_yaml,
 )
+from wristworld_ros.reconstruction.pretrained_backbone import BACKBONES
 from wristworld_ros.reconstruction.reconstructor import POSE_SOURCES
 from wristworld_ros.resources import config_file
 
@@ -107,3 +108,9 @@ def test_whole_numbers_are_numbers() -> None:
 def test_pose_sources_are_those_of_the_core() -> None:
     field = {f.name: f for f in dataclasses.fields(ReconstructionParameters)}["pose_source"]
     assert field.metadata["choices"] == POSE_SOURCES
+
+
+def test_choices_are_those_of_the_reconstructor() -> None:
+    fields = {f.name: f.metadata for f in dataclasses.fields(PARAMETERS["reconstruction_node"])}
+    assert tuple(fields["backbone"]["choices"]) == BACKBONES
+    assert set(fields["pose_source"]["choices"]) == set(POSE_SOURCES)

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from wristworld_ros.errors import CalibrationError, InvalidInputError
 from wristworld_ros.geometry.cloud import cloud_from_depth, join_points, select_points
@@ -22,7 +20,6 @@ from wristworld_ros.reconstruction.bundle import Prior
 from wristworld_ros.reconstruction.cross_view import cross_view_error
 from wristworld_ros.reconstruction.fused_pose import FusedPose
 from wristworld_ros.reconstruction.fusion import MountEstimator
-from wristworld_ros.reconstruction.geometry_prediction import network_size
 from wristworld_ros.reconstruction.hand_depth import CloseDepth, HandDepth, load_hand_depth
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1Output
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
@@ -30,7 +27,7 @@ from wristworld_ros.reconstruction.posed_views import PosedViews, body_in_view, 
 from wristworld_ros.reconstruction.pretrained_backbone import BACKBONES, PretrainedBackbone
 from wristworld_ros.reconstruction.robot_model import RobotModel
 from wristworld_ros.reconstruction.sights import observe
-from wristworld_ros.reconstruction.views import rectified
+from wristworld_ros.reconstruction.views import NetworkInputs, network_inputs, rectified
 from wristworld_ros.resources import model_dir
 from wristworld_ros.runtime.device import select_device
 from wristworld_ros.types import (
@@ -239,17 +236,18 @@ class Reconstructor:
             frame = self.fused.place(frame)
         given = frame.wrist_camera or self.wrist_camera
         output: Stage1Output | None = None
-        if source != "kinematic" or given is None:
-            scene: SceneOutput = (output := self.predict(frame))
+        inputs = None if self.backbone is not None else self._inputs(frame)
+        if inputs is None or (source == "kinematic" and given is not None):
+            scene = self._scene(frame, inputs)
         else:
-            scene = self.predict_scene(frame)
+            scene = output = self._whole(inputs)
         clock.lap("network")
         # The network's base frame is the world of calibrated anchors.
         T_base_anchor = [_orthonormal(T) for T in scene.T_base_anchor[0].double().cpu().numpy()]
         first = frame.views[0].T_world_camera if frame.calibrated else None
         T_world_base = (np.eye(4) if first is None else first) @ invert(T_base_anchor[0])
         T_world_wrist, covariance, source = self._wrist_pose(source, frame, output, T_world_base)
-        close = self._close(frame, scene, T_world_wrist, source)
+        close = self._close(frame, inputs, scene, T_world_wrist, source)
         clock.lap("hand")
         geometry = posed_views(
             frame,
@@ -349,16 +347,21 @@ class Reconstructor:
         return T_world_wrist, np.diag([sigma_t**2] * 3 + [sigma_r**2] * 3), source
 
     def _close(
-        self, frame: AnchorFrame, scene: SceneOutput, T_world_wrist: FloatArray, source: str
+        self,
+        frame: AnchorFrame,
+        inputs: NetworkInputs | None,
+        scene: SceneOutput,
+        T_world_wrist: FloatArray,
+        source: str,
     ) -> CloseDepth | None:
         """Depth around the hand, where there is a network for it and the anchors are calibrated:
         the hand is not where estimated cameras see it."""
-        if self.hand_depth is None or not frame.calibrated:
+        if self.hand_depth is None or inputs is None or not frame.calibrated:
             return None
         pose = torch.tensor(T_world_wrist[None], dtype=torch.float32, device=self.device)
         given = torch.tensor([source != "learned"], device=self.device)
         with torch.inference_mode():
-            return self.hand_depth(self._inputs(frame)[0], scene, pose, given)
+            return self.hand_depth(inputs.images, scene, pose, given)
 
     def _surface(self, frame: AnchorFrame) -> PointCloud | None:
         if not self._draws_robot(frame):
@@ -368,9 +371,11 @@ class Reconstructor:
 
     def predict(self, frame: AnchorFrame) -> Stage1Output:
         """What the network says of a frame, in the robot's base frame."""
-        images, K, T, known = self._inputs(rectified(frame))
+        return self._whole(self._inputs(rectified(frame)))
+
+    def _whole(self, inputs: NetworkInputs) -> Stage1Output:
         with torch.inference_mode():
-            return self.model(images, K, T, known)
+            return self.model(*inputs)
 
     def predict_depth(
         self, frame: AnchorFrame, estimate: WristEstimate
@@ -385,8 +390,12 @@ class Reconstructor:
             Maps of half the network's input size.
         """
         frame = rectified(frame)
-        scene = self.predict_scene(frame) if frame.calibrated else self.predict(frame)
-        close = self._close(frame, scene, estimate.T_world_wrist, estimate.source)
+        inputs = None if self.backbone is not None else self._inputs(frame)
+        if inputs is None or frame.calibrated:
+            scene = self._scene(frame, inputs)
+        else:
+            scene = self._whole(inputs)
+        close = self._close(frame, inputs, scene, estimate.T_world_wrist, estimate.source)
         depths = list(scene.depth[0].cpu().numpy().copy())
         confidences = list(1 - 1 / scene.confidence[0].cpu().numpy())
         if close is not None:
@@ -394,32 +403,17 @@ class Reconstructor:
                 paste(depths[i], confidences[i], close, scene, i)
         return depths, confidences
 
-    def predict_scene(self, frame: AnchorFrame) -> SceneOutput:
+    def _scene(self, frame: AnchorFrame, inputs: NetworkInputs | None) -> SceneOutput:
         """The same without the wrist camera, where nothing of it is asked: calibrated anchors, and
-        a known wrist camera."""
-        if self.backbone is not None:
+        a known wrist camera. Of the large backbone when there is one."""
+        if inputs is None:
+            assert self.backbone is not None
             return self.backbone.predict_scene(frame)
-        images, K, T, _ = self._inputs(rectified(frame))
         with torch.inference_mode():
-            return self.model.scene(images, K, T)
+            return self.model.scene(inputs.images, inputs.K, inputs.T_world_camera)
 
-    def _inputs(self, frame: AnchorFrame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        h, w = frame.views[0].image.shape[:2]
-        height, width = network_size(h, w, self.config.network_size, self.model.side_step)
-        images, Ks, poses = [], [], []
-        for view in frame.views:
-            camera = view.camera
-            images.append(cv2.resize(view.image, (width, height), interpolation=cv2.INTER_AREA))
-            Ks.append(np.eye(3) if camera is None else camera.resized(width, height).K)
-            poses.append(np.eye(4) if view.T_world_camera is None else view.T_world_camera)
-        known = [[all(v.camera is not None for v in frame.views), frame.calibrated]]
-        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)[None].float() / 255
-        return (
-            x.to(self.device),
-            torch.tensor(np.stack(Ks)[None], dtype=torch.float32, device=self.device),
-            torch.tensor(np.stack(poses)[None], dtype=torch.float32, device=self.device),
-            torch.tensor(known, device=self.device),
-        )
+    def _inputs(self, frame: AnchorFrame) -> NetworkInputs:
+        return network_inputs(frame, self.config.network_size, self.model.side_step, self.device)
 
     def _draws_robot(self, frame: AnchorFrame) -> bool:
         return self.robot is not None and frame.joints is not None and frame.calibrated

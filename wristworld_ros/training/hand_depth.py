@@ -90,8 +90,13 @@ def learned_sample(batch: Batch, output: Stage1Output) -> Sample:
 
 def true_close_depth(batch: Batch, close: CloseDepth) -> Tensor:
     """True depth in the pixels of the cut-outs, B x V x S x S [m]; 0 where unknown or outside."""
+    return _in_cut_outs(batch.anchor_depth, close)
+
+
+def _in_cut_outs(maps: Tensor, close: CloseDepth) -> Tensor:
+    """Nearest values of B x V x h x w maps of the whole pictures; 0 outside of them."""
     flat = F.grid_sample(
-        batch.anchor_depth.flatten(0, 1)[:, None],
+        maps.flatten(0, 1)[:, None],
         close.grid.flatten(0, 1),
         mode="nearest",
         align_corners=False,
@@ -186,14 +191,7 @@ def evaluate_hand_depth(
             close = model(batch.anchors, sample.scene, sample.T_base_wrist, sample.given)
             true = true_close_depth(batch, close)
             hand = within(sample, close, true, losses.hand)
-            flat = F.grid_sample(
-                sample.scene.depth.flatten(0, 1)[:, None],
-                close.grid.flatten(0, 1),
-                mode="nearest",
-                padding_mode="border",
-                align_corners=False,
-            )
-            before = flat[:, 0].reshape(true.shape)
+            before = _in_cut_outs(sample.scene.depth, close)
             for name, value in (
                 ("before", (before - true).abs() / true.clamp_min(0.05)),
                 ("absrel", (close.depth - true).abs() / true.clamp_min(0.05)),
