@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wristworld_ros.errors import WeightsError
-from wristworld_ros.reconstruction.heads import LOG_DEPTH_RANGE, cut_out
+from wristworld_ros.reconstruction.heads import LOG_DEPTH_RANGE, cut_out, project
 from wristworld_ros.reconstruction.model import SceneOutput, base_plane, pixel_rays
 from wristworld_ros.weights import load_weights, read_config
 
@@ -39,12 +39,19 @@ class HandDepthConfig:
         reach: of the cut-outs to each side of their middle [m].
         ahead: distance of the middle before the wrist camera [m].
         widths: channels at 1/2, 1/4, 1/8 and 1/16 of the cut-out.
+        planes, plane_reach: depths at which the views are compared, and how far they reach before
+            and behind the middle [m].
+        match_groups, group_width: channels that views are compared by, in groups.
     """
 
     size: int = 112
     reach: float = 0.24
     ahead: float = 0.1
     widths: tuple[int, int, int, int] = (32, 80, 128, 160)
+    planes: int = 16
+    plane_reach: float = 0.16
+    match_groups: int = 2
+    group_width: int = 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,11 @@ class CloseDepth:
 
 
 class HandDepth(nn.Module):
-    """A small U-net over the cut-outs of all views, each by itself."""
+    """A small U-net over the cut-outs of all views, which a plane sweep compares with each other.
+
+    The sweep is that of multi-view stereo (Yao et al. 2018, arXiv 1804.02505) with the group-wise
+    correlation of Guo et al. 2019 (arXiv 1903.04025).
+    """
 
     def __init__(self, config: HandDepthConfig | None = None) -> None:
         super().__init__()
@@ -84,6 +95,13 @@ class HandDepth(nn.Module):
         self.sha256 = ""
         a, b, c, d = self.config.widths
         self.enter = _block(4 * CLUES, a)
+        self.features = nn.Conv2d(a, self.config.match_groups * self.config.group_width, 1)
+        # Mean and best of the other views.
+        costs = 2 * self.config.match_groups * self.config.planes
+        self.compare = nn.Sequential(
+            nn.Conv2d(costs, a, 1), nn.GELU(), nn.Conv2d(a, a, 3, 1, 1, bias=False)
+        )
+        nn.init.zeros_(self.compare[2].weight)
         self.down = nn.ModuleList([_block(a, b, 2), _block(b, c, 2), _block(c, d, 2)])
         self.up = nn.ModuleList([_block(d + c, c), _block(c + b, b), _block(b + a, a)])
         self.out = nn.Conv2d(a, 16, 1)
@@ -110,6 +128,8 @@ class HandDepth(nn.Module):
                 images, scene, T_base_wrist, given, middle, K, grid
             )
         x = self.enter(F.pixel_unshuffle(clues, 2))
+        if V > 1:
+            x = x + self.compare(self._sweep(self.features(x), scene.T_base_anchor, K, middle))
         levels = [x]
         for layer in self.down:
             levels.append(layer(levels[-1]))
@@ -187,6 +207,45 @@ class HandDepth(nn.Module):
             inside[:, :, None],
         ]
         return torch.cat(parts, 2).flatten(0, 1), log_depth, log_middle
+
+    def _sweep(self, features: Tensor, T: Tensor, K: Tensor, middle: Tensor) -> Tensor:
+        """BV x C x s x s features -> BV x costs x s x s likeness to the other views, by depth.
+
+        Args:
+            T, K: B x V x 4 x 4 cameras in the base frame, and 3 x 3 intrinsics of the cut-outs.
+            middle: B x 3 of the cut-outs in the base frame [m].
+        """
+        B, V = T.shape[:2]
+        config, s = self.config, features.shape[-1]
+        with torch.no_grad():
+            half = K.clone()
+            half[..., :2, :] *= s / config.size
+            R, t = T[..., :3, :3], T[..., :3, 3]
+            z = torch.einsum("bvi,bvi->bv", R[..., 2], middle[:, None] - t)
+            steps = torch.linspace(-1, 1, config.planes, device=z.device) * config.plane_reach
+            z = (z[..., None] + steps).clamp_min(0.05)
+            rays = torch.einsum("bvij,bvhwj->bvhwi", R, pixel_rays(half, (s, s), 1))
+            points = t[:, :, None, None, None] + rays[:, :, None] * z[..., None, None, None]
+        groups = features.unflatten(1, (config.match_groups, config.group_width))
+        groups = F.normalize(groups, dim=2)
+        flat = groups.flatten(1, 2)
+        per_view = flat.unflatten(0, (B, V))
+        likeness = []
+        for shift in range(1, V):
+            with torch.no_grad():
+                other, K_other = T.roll(-shift, 1).flatten(0, 1), half.roll(-shift, 1).flatten(0, 1)
+                pixel, _ = project(
+                    points.flatten(0, 1).reshape(B * V, -1, 3), K_other[:, None], other[:, None]
+                )
+                grid = (2 * pixel[:, 0] / s - 1).unflatten(1, (config.planes * s, s))
+            seen = F.grid_sample(per_view.roll(-shift, 1).flatten(0, 1), grid, align_corners=False)
+            seen = seen.reshape(*groups.shape[:3], config.planes, s, s)
+            product = seen[:, :, 0] * groups[:, :, 0, None]
+            for c in range(1, config.group_width):
+                product = torch.addcmul(product, seen[:, :, c], groups[:, :, c, None])
+            likeness.append(product)
+        stacked = torch.stack(likeness)
+        return torch.cat([stacked.mean(0), stacked.amax(0)], 1).flatten(1, 2)
 
     def config_dict(self) -> dict[str, Any]:
         """Plain values that rebuild the model by ``from_config``."""

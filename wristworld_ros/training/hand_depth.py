@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,8 @@ class HandDepthLosses:
         judged: weight of the cross-entropy of what is right.
         given: share of the batches whose wrist poses are known.
         pose_noise: standard deviations per axis of known poses [m, rad].
+        moved: share of the frames whose camera is told to be mounted elsewhere on the hand.
+        mount_noise: standard deviations per axis of its displacement there [m, rad].
     """
 
     small: float = 0.003
@@ -42,6 +44,8 @@ class HandDepthLosses:
     judged: float = 0.3
     given: float = 0.4
     pose_noise: tuple[float, float] = (0.003, 0.01)
+    moved: float = 0.3
+    mount_noise: tuple[float, float] = (0.025, 0.15)
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,24 @@ def draw_sample(
     losses: HandDepthLosses,
     generator: torch.Generator,
 ) -> Sample:
-    """A random batch as ``random_batch`` draws them, with known or with learned wrist poses."""
-    batch, known = random_batch(data, size, generator)
+    """A random batch as ``random_batch`` draws them, with known or with learned wrist poses.
+
+    The anchors are calibrated, as they are wherever the network is used. A camera that is mounted
+    elsewhere shows in the anchors by little but its pose, so that another pose stands for it.
+    """
+    batch, _ = random_batch(data, size, generator)
     if torch.rand(1, generator=generator).item() < losses.given:
         scene = stage1.scene(batch.anchors, batch.anchor_K, batch.T_world_anchor)
         T = perturbed(batch.T_world_wrist, losses.pose_noise, generator)
-        return Sample(batch, scene, T, torch.ones(size, dtype=torch.bool))
-    output = stage1(batch.anchors, batch.anchor_K, batch.T_world_anchor, known)
-    return learned_sample(batch, output)
+        sample = Sample(batch, scene, T, torch.ones(size, dtype=torch.bool))
+    else:
+        known = torch.ones(size, 2, dtype=torch.bool)
+        output = stage1(batch.anchors, batch.anchor_K, batch.T_world_anchor, known)
+        sample = learned_sample(batch, output)
+    elsewhere = perturbed(sample.T_base_wrist, losses.mount_noise, generator)
+    moved = torch.rand(size, generator=generator) < losses.moved
+    T = torch.where(moved[:, None, None], elsewhere, sample.T_base_wrist)
+    return replace(sample, T_base_wrist=T)
 
 
 def learned_sample(batch: Batch, output: Stage1Output) -> Sample:
