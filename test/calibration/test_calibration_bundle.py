@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from wristworld_ros.calibration.bundle import Motion, Sightings, solve, triangulate
+from wristworld_ros.calibration.station import search_mount
 from wristworld_ros.errors import CalibrationError
 from wristworld_ros.types import CameraModel
 
@@ -95,3 +96,26 @@ def test_too_few_observations_are_refused(scene):
     few = sightings.select(np.arange(len(sightings)) < 4)
     with pytest.raises(CalibrationError, match="4 observations"):
         solve(few, motion, CAMERA, MOUNT[None])
+
+
+@pytest.mark.parametrize("tilt_deg", [0.0, 40.0])
+def test_the_mount_is_found_though_some_points_move_with_the_hand(scene, tilt_deg):
+    """A quarter of the tracks are shadows of the hand, which fit no mount at all."""
+    sightings, motion, _ = scene
+    rng = np.random.default_rng(3)
+    shadows = [
+        rng.uniform(20, 300, 2) + np.cumsum(rng.normal(0, 6, (len(motion.A), 2)), axis=0)
+        for _ in range(20)
+    ]
+    count = sightings.count
+    joined = Sightings(
+        np.concatenate([sightings.point, np.repeat(count + np.arange(20), len(motion.A))]),
+        np.concatenate([sightings.pose, np.tile(np.arange(len(motion.A)), 20)]),
+        np.concatenate([sightings.pixel, *shadows]),
+    )
+    turn = pose([np.deg2rad(tilt_deg), 0, 0], [0, 0, 0])
+    hands = Motion.of(motion.A @ turn, PERIOD)
+    found = search_mount(joined, hands, (320, 240), 1.0, np.random.default_rng(0))
+    metres, radians = off(found.X[0], np.linalg.inv(turn) @ MOUNT)
+    assert metres < 0.01 and radians < 0.02
+    assert found.camera.K[0, 0] == pytest.approx(200, rel=0.02)

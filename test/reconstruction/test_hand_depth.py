@@ -1,6 +1,7 @@
 """Depth around the hand: cut-outs, pasting, weights that belong to a stage 1."""
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from wristworld_ros.reconstruction.hand_depth import (
     CloseDepth,
     HandDepth,
     HandDepthConfig,
+    likeness,
     load_hand_depth,
 )
-from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model
+from wristworld_ros.reconstruction.heads import cut_out
+from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, pixel_rays
 from wristworld_ros.reconstruction.posed_views import paste
 from wristworld_ros.weights import save_weights
 
@@ -87,23 +90,47 @@ def test_a_pixel_is_the_hand_or_what_is_behind_it(network, scene, gate, expected
         np.testing.assert_allclose(close.depth[0, view].detach(), depth, rtol=1e-5)
 
 
-def test_views_do_not_depend_on_one_another(network, scene):
+def test_one_view_needs_no_other(network, scene):
     images = torch.rand(1, 2, 3, SIZE, SIZE)
     both = network(images, scene, WRIST, torch.tensor([True])).depth
-    second = SceneOutput(
-        *(
-            v[:, 1:]
-            for v in (
-                scene.depth,
-                scene.confidence,
-                scene.first_depth,
-                scene.T_base_anchor,
-                scene.anchor_K,
-            )
-        )
-    )
+    second = SceneOutput(*(getattr(scene, f.name)[:, 1:] for f in fields(scene)))
     alone = network(images[:, 1:], second, WRIST, torch.tensor([True])).depth
+    # Views are compared by a part of the network that begins at zero.
     torch.testing.assert_close(both[:, 1:], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_what_another_view_shows_counts(network, scene):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        network.compare[2].weight.normal_(0, 0.1)
+    images = torch.rand(1, 2, 3, SIZE, SIZE)
+    changed = torch.cat([images[:, :1], 1 - images[:, 1:]], 1)
+    first, second = (
+        network(i, scene, WRIST, torch.tensor([True])).depth[0, 0] for i in (images, changed)
+    )
+    assert (first - second).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("plane", [3, 9])
+def test_views_are_most_alike_at_the_depth_of_what_they_see(scene, plane):
+    """Features are waves painted on a level surface, as each camera sees it."""
+    s, planes, reach = 32, 13, 0.12
+    middle = torch.tensor([[0.0, 0.0, 0.2]])
+    T = torch.stack([look_down(x, 0.8) for x in (-0.4, 0.4)])[None]
+    K, _ = cut_out(middle, scene.anchor_K, T, (SIZE, SIZE), 0.15, s)
+    height = 0.2 - torch.linspace(-reach, reach, planes)[plane]
+    rays = torch.einsum("bvij,bvhwj->bvhwi", T[..., :3, :3], pixel_rays(K, (s, s), 1))
+    origin = T[:, :, None, None, :3, 3]
+    place = origin + rays * ((height - origin[..., 2]) / rays[..., 2])[..., None]
+    waves = [f(k * place[..., i]) for k in (20, 40) for i in (0, 1) for f in (torch.sin, torch.cos)]
+    features = torch.stack(waves, 2).unflatten(2, (2, 4))
+    found = likeness(features, T, K, middle, planes, reach).reshape(2, 2, 2, planes, s, s)
+    right = found[:, :, :, plane]
+    seen = right > 0.9  # the rest lies outside the other cut-out
+    assert seen.float().mean() > 0.5
+    best = found.argmax(3)[seen]
+    assert (best == plane).float().mean() > 0.9
+    assert (best - plane).abs().max() <= 1
 
 
 def test_whether_the_pose_is_known_is_seen(network, scene):

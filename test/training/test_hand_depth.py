@@ -170,12 +170,25 @@ def test_a_sample_has_known_or_learned_poses(stage1, data):
     generator = torch.Generator().manual_seed(1)
     seen = {True: 0, False: 0}
     for _ in range(6):
-        sample = draw_sample(stage1, data, 1, HandDepthLosses(given=0.5), generator)
+        sample = draw_sample(stage1, data, 1, HandDepthLosses(given=0.5, moved=0), generator)
         given = bool(sample.given[0])
         seen[given] += 1
         off = (sample.T_base_wrist - sample.batch.T_world_wrist)[0, :3, 3].norm()
         assert (off < 0.03) == given  # this stage 1 was not trained
     assert min(seen.values()) > 0
+
+
+def test_some_cameras_are_mounted_elsewhere(stage1, data):
+    generator = torch.Generator().manual_seed(1)
+    losses = HandDepthLosses(given=1.0, moved=0.5, mount_noise=(0.05, 0.2))
+    off = []
+    for _ in range(10):
+        sample = draw_sample(stage1, data, 4, losses, generator)
+        off += (sample.T_base_wrist - sample.batch.T_world_wrist)[:, :3, 3].norm(dim=1).tolist()
+    moved = np.array(off) > 0.02
+    assert 0.25 < moved.mean() < 0.75
+    assert np.median(np.array(off)[~moved]) < 0.01
+    assert np.median(np.array(off)[moved]) == pytest.approx(0.05 * 1.54, rel=0.35)  # of three axes
 
 
 def test_the_verb_trains_for_one_stage_1(shards, stage1, tmp_path, capsys):

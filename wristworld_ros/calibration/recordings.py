@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from wristworld_ros.data.kinematics import FRANKA_JOINTS, franka_frames
 from wristworld_ros.data.video_folder import decode_video, read_video_folder
 from wristworld_ros.errors import BagError
 from wristworld_ros.geometry.transforms import invert
-from wristworld_ros.types import FloatArray
+from wristworld_ros.reconstruction.calibration_file import PlacedCamera, StationCalibration
+from wristworld_ros.types import CameraModel, FloatArray
 
 #: Largest change of the flange in the hand over a recording when both are rigidly joined [m].
 _RIGID = 1e-3
@@ -32,6 +33,8 @@ class Recording:
         views: name of a fixed camera -> T x H x W x 3 uint8.
         wrist: T x H x W x 3 uint8 of the wrist camera, or None.
         bodies: T x L x 4 x 4, poses of the robot's links in its base; the last one is the hand.
+        stated: what the recording itself says of its cameras (camera_info with TF), to compare
+            with; calibration never uses it.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Recording:
     views: Mapping[str, NDArray[np.uint8]]
     wrist: NDArray[np.uint8] | None
     bodies: FloatArray
+    stated: StationCalibration = field(default_factory=StationCalibration)
 
     def __len__(self) -> int:
         return len(self.bodies)
@@ -98,6 +102,9 @@ def _read_bag(path: Path, base_frame: str, hand_frame: str) -> Recording:
     stamps, hand, joints = [], [], []
     wrist: list[NDArray[np.uint8]] = []
     views: dict[str, list[Any]] = {}
+    mount: FloatArray | None = None
+    wrist_camera: CameraModel | None = None
+    placed: dict[str, PlacedCamera] = {}
     with BagReader(path) as bag:
         frames = BagFrames(bag, world_frame=base_frame)
         for frame, truth in frames.with_truth():
@@ -106,8 +113,12 @@ def _read_bag(path: Path, base_frame: str, hand_frame: str) -> Recording:
             joints.append(frame.joints)
             if truth is not None:
                 wrist.append(truth.image)
+                if mount is None and truth.T_world_camera is not None:
+                    mount, wrist_camera = invert(hand[-1]) @ truth.T_world_camera, truth.camera
             for view in frame.views:
                 views.setdefault(view.name, []).append(view.image)
+                if view.T_world_camera is not None:
+                    placed.setdefault(view.name, PlacedCamera(view.camera, view.T_world_camera))
     if len(stamps) < 2:
         raise BagError(f"{path} has {len(stamps)} frames; calibration needs robot motion.")
     return Recording(
@@ -116,4 +127,5 @@ def _read_bag(path: Path, base_frame: str, hand_frame: str) -> Recording:
         {name: np.stack(images) for name, images in views.items()},
         np.stack(wrist) if len(wrist) == len(stamps) else None,
         _bodies(np.stack(hand), joints),
+        StationCalibration(mount, wrist_camera, placed),
     )

@@ -173,6 +173,42 @@ def station_file(result: StationResult, recording: str, made: str) -> StationCal
     )
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A camera as calibrated against what a recording states.
+
+    Attributes:
+        translation_m, rotation_deg: between the two poses.
+        focal_percent: between the focal lengths, NaN when the recording states none.
+    """
+
+    translation_m: float
+    rotation_deg: float
+    focal_percent: float = float("nan")
+
+
+def differences(stated: StationCalibration, found: StationCalibration) -> dict[str, Difference]:
+    """Cameras (``wrist`` for the mount) that both know -> how far they are apart."""
+    pairs = {
+        name: ((camera.T_base_camera, camera.camera), (placed.T_base_camera, placed.camera))
+        for name, camera in stated.cameras.items()
+        if (placed := found.cameras.get(name)) is not None
+    }
+    if stated.mount is not None and found.mount is not None:
+        pairs["wrist"] = ((stated.mount, stated.wrist_camera), (found.mount, found.wrist_camera))
+    out = {}
+    for name, ((T, camera), (X, sought)) in pairs.items():
+        turn = Rotation.from_matrix(T[:3, :3].T @ X[:3, :3]).magnitude()
+        focal = float("nan")
+        if camera is not None and sought is not None:
+            # Pictures of one camera in two sizes have one field of view.
+            scale = camera.width / sought.width
+            focal = 100 * abs(sought.K[0, 0] * scale / camera.K[0, 0] - 1)
+        shift = float(np.linalg.norm(T[:3, 3] - X[:3, 3]))
+        out[name] = Difference(shift, float(np.degrees(turn)), focal)
+    return out
+
+
 def metrics(result: StationResult) -> dict[str, Any]:
     """All figures, for JSON."""
     out: dict[str, Any] = {"fixed": {}, "held_out": {}}

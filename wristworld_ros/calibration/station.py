@@ -39,7 +39,9 @@ _LEAST_MOTION_PX = 6.0
 #: Tracks with a larger RMS error are not explained by robot motion, in rounds [px].
 ROUNDS_PX = (5.0, 3.5, 2.5, 2.5)
 #: Focal lengths that the search starts from, as shares of the image's width.
-_FOCAL_SHARES = (0.45, 0.9)
+_FOCAL_SHARES = (0.4, 0.6, 0.9)
+#: Share of the tracks that a start is improved on.
+_TRIMMED = 0.7
 #: RMS rotation of the hand about its second axis below which the mount stays open [rad].
 _LEAST_TURN = np.deg2rad(2.0)
 #: Where fixed cameras are assumed to look, and from how far, for the start [m].
@@ -120,15 +122,31 @@ def calibrate_wrist(
     still = still_pixels(videos)
     s, motion = wrist_sightings(recordings, still)
     random = np.random.default_rng(seed)
-    few = _sample(s, 300, random)
+    start = search_mount(s, motion, (width, height), aspect, random)
+    return WristCalibration(_rounds(s, motion, start, aspect, free, points, random)[0], still)
+
+
+def search_mount(
+    s: Sightings,
+    motion: Motion,
+    size: tuple[int, int],
+    aspect: float | None,
+    random: np.random.Generator,
+) -> Solution:
+    """Mount and focal length, roughly, of a camera that looks along the hand within some 45 deg.
+
+    Args:
+        s, motion: as of ``wrist_sightings``; a third of the tracks may be anything.
+        size: (width, height) of the pictures [px].
+        aspect: fy / fx; 1 when None.
+    """
     starts = []
     for share in _FOCAL_SHARES:
         for roll in range(0, 360, 45):
             X = np.eye(4)
             X[:3, :3] = Rotation.from_euler("z", roll, degrees=True).as_matrix()
-            starts.append((_guess(share, width, height, aspect), X[None]))
-    start = _best_start(few, motion, starts)
-    return WristCalibration(_rounds(s, motion, start, aspect, free, points, random)[0], still)
+            starts.append((_guess(share, *size, aspect), X[None]))
+    return _best_start(_sample(s, 200, random), motion, starts)
 
 
 def wrist_sightings(
@@ -391,15 +409,31 @@ def _sample(s: Sightings, count: int, random: np.random.Generator) -> Sightings:
 def _best_start(
     few: Sightings, motion: Motion, starts: Sequence[tuple[CameraModel, FloatArray]]
 ) -> Solution:
-    """The start whose tracks are explained best after a few steps on the pose."""
-    found = [solve(few, motion, camera, X, free=(), iterations=6) for camera, X in starts]
-    found.sort(key=lambda solution: solution.cost)
-    refined = [
-        solve(few, motion, f.camera, f.X, free=("focal",), iterations=15,
-              aspect=f.camera.K[1, 1] / f.camera.K[0, 0])
-        for f in found[:3]
-    ]  # fmt: skip
-    return min(refined, key=lambda solution: float(np.median(solution.errors)))
+    """The start from which most tracks are explained, after some steps on pose and focal length.
+
+    Tracks of shadows, fingers and objects that move by themselves fit no camera, and with hundreds
+    of pixels each they would decide: every step is taken on the ``_TRIMMED`` best ones, and a start
+    is as good as its median track.
+    """
+
+    def middling(solution: Solution) -> float:
+        return float(np.median(track_errors(few, motion, solution, solution.X)))
+
+    def stepped(solution: Solution, times: int, free: Sequence[str], iterations: int) -> Solution:
+        K = solution.camera.K
+        for _ in range(times):
+            errors = track_errors(few, motion, solution, solution.X)
+            kept = few.points(errors <= np.quantile(errors, _TRIMMED))
+            solution = solve(
+                kept, motion, solution.camera, solution.X, free=free, iterations=iterations,
+                aspect=K[1, 1] / K[0, 0],
+            )  # fmt: skip
+        return solution
+
+    found = [solve(few, motion, camera, X, free=(), iterations=1) for camera, X in starts]
+    found = sorted(found, key=middling)[: max(6, len(found) // 3)]
+    found = sorted((stepped(f, 2, (), 8) for f in found), key=middling)[:4]
+    return min((stepped(f, 3, ("focal",), 10) for f in found), key=middling)
 
 
 def _rounds(

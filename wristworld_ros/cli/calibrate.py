@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from wristworld_ros.calibration.recordings import read_recording
     from wristworld_ros.calibration.report import (
         calibrate_station,
+        differences,
         held_out_pictures,
         metrics,
         station_file,
@@ -84,6 +86,16 @@ def run(args: argparse.Namespace) -> int:
                     f"p90 {placed.outline_p90:.2f} px, {placed.edges} edges"
                 )
             print(f"  {placed.how}")
+    apart = {
+        r.name: differences(r.stated, station_file(result, r.name, made))
+        for r in (*recordings, *held_out)
+    }
+    for name, cameras in apart.items():
+        for camera, by in cameras.items():
+            print(
+                f"{name} itself states {camera}: {1e3 * by.translation_m:.1f} mm, "
+                f"{by.rotation_deg:.2f} deg, focal length {by.focal_percent:.2f} % from it"
+            )
     save_calibration(args.out, station_file(result, recordings[-1].name, made))
     print(f"{args.out}: as in {recordings[-1].name}")
     if any(len(c.solution.X) > 1 for c in result.fixed.values()) or held_out:
@@ -95,7 +107,18 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(
-            json.dumps({**metrics(result), "provenance": provenance()}, indent=1) + "\n"
+            json.dumps(
+                {
+                    **metrics(result),
+                    "differences": {
+                        name: {camera: asdict(by) for camera, by in cameras.items()}
+                        for name, cameras in apart.items()
+                    },
+                    "provenance": provenance(),
+                },
+                indent=1,
+            )
+            + "\n"
         )
     if args.pictures:
         args.pictures.mkdir(parents=True, exist_ok=True)

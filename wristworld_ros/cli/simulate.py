@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compressed", action="store_true", help="bags: PNG instead of raw images")
     parser.add_argument("--no-depth", action="store_true", help="bags: leave out anchors' depth")
     parser.add_argument("--overwrite", action="store_true", help="bags: replace those that exist")
+    parser.add_argument(
+        "--motion",
+        default="task",
+        choices=("task", "look-around"),
+        help="bags: a task with words, or motion to calibrate the cameras by",
+    )
     parser.add_argument("--frames", type=int, default=12, help="shards: frames per episode")
     parser.add_argument("--processes", type=int, default=2, help="shards: processes side by side")
 
@@ -44,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
         get_split(args.split).check_seed(seed)
     wrist_size = parse_size(args.size or args.wrist_size)
     anchor_size = parse_size(args.size or args.anchor_size)
+    if args.shards is not None and args.motion != "task":
+        raise InvalidInputError(f"--motion {args.motion} is for bags (--out); shards hold tasks.")
     if args.shards is not None:
         from wristworld_ros.data.simulation.shards import write_shards
 
@@ -73,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         compressed=args.compressed,
         with_depth=not args.no_depth,
         overwrite=args.overwrite,
+        motion=args.motion,
     )
     for path in paths:
         print(path)

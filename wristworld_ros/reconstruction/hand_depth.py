@@ -129,7 +129,17 @@ class HandDepth(nn.Module):
             )
         x = self.enter(F.pixel_unshuffle(clues, 2))
         if V > 1:
-            x = x + self.compare(self._sweep(self.features(x), scene.T_base_anchor, K, middle))
+            features = self.features(x).unflatten(0, (B, V))
+            x = x + self.compare(
+                likeness(
+                    features.unflatten(2, (self.config.match_groups, self.config.group_width)),
+                    scene.T_base_anchor,
+                    K * K.new_tensor([0.5, 0.5, 1])[:, None],
+                    middle,
+                    self.config.planes,
+                    self.config.plane_reach,
+                )
+            )
         levels = [x]
         for layer in self.down:
             levels.append(layer(levels[-1]))
@@ -208,45 +218,6 @@ class HandDepth(nn.Module):
         ]
         return torch.cat(parts, 2).flatten(0, 1), log_depth, log_middle
 
-    def _sweep(self, features: Tensor, T: Tensor, K: Tensor, middle: Tensor) -> Tensor:
-        """BV x C x s x s features -> BV x costs x s x s likeness to the other views, by depth.
-
-        Args:
-            T, K: B x V x 4 x 4 cameras in the base frame, and 3 x 3 intrinsics of the cut-outs.
-            middle: B x 3 of the cut-outs in the base frame [m].
-        """
-        B, V = T.shape[:2]
-        config, s = self.config, features.shape[-1]
-        with torch.no_grad():
-            half = K.clone()
-            half[..., :2, :] *= s / config.size
-            R, t = T[..., :3, :3], T[..., :3, 3]
-            z = torch.einsum("bvi,bvi->bv", R[..., 2], middle[:, None] - t)
-            steps = torch.linspace(-1, 1, config.planes, device=z.device) * config.plane_reach
-            z = (z[..., None] + steps).clamp_min(0.05)
-            rays = torch.einsum("bvij,bvhwj->bvhwi", R, pixel_rays(half, (s, s), 1))
-            points = t[:, :, None, None, None] + rays[:, :, None] * z[..., None, None, None]
-        groups = features.unflatten(1, (config.match_groups, config.group_width))
-        groups = F.normalize(groups, dim=2)
-        flat = groups.flatten(1, 2)
-        per_view = flat.unflatten(0, (B, V))
-        likeness = []
-        for shift in range(1, V):
-            with torch.no_grad():
-                other, K_other = T.roll(-shift, 1).flatten(0, 1), half.roll(-shift, 1).flatten(0, 1)
-                pixel, _ = project(
-                    points.flatten(0, 1).reshape(B * V, -1, 3), K_other[:, None], other[:, None]
-                )
-                grid = (2 * pixel[:, 0] / s - 1).unflatten(1, (config.planes * s, s))
-            seen = F.grid_sample(per_view.roll(-shift, 1).flatten(0, 1), grid, align_corners=False)
-            seen = seen.reshape(*groups.shape[:3], config.planes, s, s)
-            product = seen[:, :, 0] * groups[:, :, 0, None]
-            for c in range(1, config.group_width):
-                product = torch.addcmul(product, seen[:, :, c], groups[:, :, c, None])
-            likeness.append(product)
-        stacked = torch.stack(likeness)
-        return torch.cat([stacked.mean(0), stacked.amax(0)], 1).flatten(1, 2)
-
     def config_dict(self) -> dict[str, Any]:
         """Plain values that rebuild the model by ``from_config``."""
         return asdict(self.config)
@@ -258,6 +229,49 @@ class HandDepth(nn.Module):
             k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
         }
         return cls(HandDepthConfig(**values))
+
+
+def likeness(
+    features: Tensor, T: Tensor, K: Tensor, middle: Tensor, planes: int, reach: float
+) -> Tensor:
+    """How like the other views a pixel is, were it at each of several depths.
+
+    Args:
+        features: B x V x G x C x s x s, G groups of channels.
+        T, K: B x V x 4 x 4 cameras in the base frame, and 3 x 3 intrinsics of the features [px].
+        middle: B x 3 in the base frame [m].
+        planes: number of depths, across each view's own axis.
+        reach: from the middle to the first and to the last of them [m].
+
+    Returns:
+        BV x (2 G planes) x s x s: cosines of the angles between features, first the mean over the
+        other views, then the largest.
+    """
+    B, V, G, C, s = features.shape[:5]
+    with torch.no_grad():
+        R, t = T[..., :3, :3], T[..., :3, 3]
+        z = torch.einsum("bvi,bvi->bv", R[..., 2], middle[:, None] - t)
+        steps = torch.linspace(-1, 1, planes, device=z.device) * reach
+        z = (z[..., None] + steps).clamp_min(0.05)
+        rays = torch.einsum("bvij,bvhwj->bvhwi", R, pixel_rays(K, (s, s), 1))
+        points = t[:, :, None, None, None] + rays[:, :, None] * z[..., None, None, None]
+        points = points.reshape(B * V, planes * s * s, 3)
+    features = F.normalize(features, dim=3)
+    own = features.flatten(0, 1)
+    cosines = []
+    for shift in range(1, V):
+        with torch.no_grad():
+            others = (x.roll(-shift, 1).flatten(0, 1)[:, None] for x in (K, T))
+            pixel, _ = project(points, *others)
+            grid = (2 * pixel / s - 1).reshape(B * V, planes * s, s, 2)
+        other = features.roll(-shift, 1).reshape(B * V, G * C, s, s)
+        seen = F.grid_sample(other, grid, align_corners=False).reshape(B * V, G, C, planes, s, s)
+        product = seen[:, :, 0] * own[:, :, 0, None]
+        for c in range(1, C):
+            product = torch.addcmul(product, seen[:, :, c], own[:, :, c, None])
+        cosines.append(product)
+    stacked = torch.stack(cosines)
+    return torch.cat([stacked.mean(0), stacked.amax(0)], 1).flatten(1, 2)
 
 
 def load_hand_depth(folder: Path, stage1_sha256: str) -> HandDepth | None:

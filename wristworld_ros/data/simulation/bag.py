@@ -53,6 +53,7 @@ def write_bags(
     compressed: bool = False,
     with_depth: bool = True,
     overwrite: bool = False,
+    motion: str = "task",
 ) -> list[Path]:
     """Simulate ``seeds`` and write one bag each.
 
@@ -60,7 +61,7 @@ def write_bags(
         split, seeds: which episodes.
         out_dir: folder for the bags; made if missing.
         wrist_size, anchor_size: (width, height) [px].
-        n_anchors, shadows: as in ``simulate_episode``.
+        n_anchors, shadows, motion: as in ``simulate_episode``.
         compressed, with_depth: as in ``write_bag``.
         overwrite: replace bags that exist.
 
@@ -89,6 +90,7 @@ def write_bags(
             anchor_size=anchor_size,
             n_anchors=n_anchors,
             shadows=shadows,
+            motion=motion,
         )
         write_bag(episode, path, compressed=compressed, with_depth=with_depth, overwrite=overwrite)
     return paths

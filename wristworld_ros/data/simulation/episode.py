@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wristworld_ros.data.simulation.backend import mujoco
+from wristworld_ros.data.simulation.look_around import look_around_script
 from wristworld_ros.data.simulation.render import SceneRenderer, check_size
 from wristworld_ros.data.simulation.robots import get_robot
 from wristworld_ros.data.simulation.scene import WRIST_CAMERA, Scene, body_of_object, build_scene
@@ -20,6 +21,7 @@ from wristworld_ros.types import AnchorFrame, AnchorView, CameraModel, FloatArra
 
 FPS = 5.0
 MAX_ANCHORS = 8
+MOTIONS = {"task": make_script, "look-around": look_around_script}
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def simulate_episode(
     n_frames: int | None = None,
     shadows: bool = True,
     robot: str | None = None,
+    motion: str = "task",
 ) -> SimulatedEpisode:
     """Simulate and render the episode of ``seed``; the same arguments give the same bytes.
 
@@ -125,6 +128,7 @@ def simulate_episode(
         n_frames: render this many frames, evenly spread over the episode, instead.
         shadows: cast shadows; 2 to 5 times slower.
         robot: use this robot instead of the split's.
+        motion: ``task``, or ``look-around`` to calibrate the cameras by.
 
     Raises:
         InvalidInputError: a value is out of its range.
@@ -139,10 +143,12 @@ def simulate_episode(
         raise InvalidInputError(f"n_anchors is {n_anchors}; use 1 to {MAX_ANCHORS}.")
     if stride < 1 or (n_frames is not None and n_frames < 1):
         raise InvalidInputError(f"stride {stride} and n_frames {n_frames} must be at least 1.")
+    if motion not in MOTIONS:
+        raise InvalidInputError(f"motion '{motion}' is unknown; use one of {', '.join(MOTIONS)}.")
     scene = build_scene(
         seed, split, get_robot(robot or split_robot), anchor_count=n_anchors, shadows=shadows
     )
-    script = make_script(scene, seed)
+    script = MOTIONS[motion](scene, seed)
     frames = evenly_spaced(len(script.gripper_width), n_frames, stride)
     return _render(scene, script, frames, seed, split, wrist_size, anchor_size, FPS / stride)
 

@@ -303,7 +303,8 @@ def _push_task(scene: Scene, target: int, rng: np.random.Generator) -> Task:
     return Task(f"push the {pushed.name} {where}", target, angle, waypoints, direction)
 
 
-def _pointing_down(yaw: float) -> FloatArray:
+def pointing_down(yaw: float) -> FloatArray:
+    """Rotation 3 x 3 of a tool that points down, turned by ``yaw`` [rad]."""
     c, s = np.cos(yaw), np.sin(yaw)
     return np.array([[c, s, 0.0], [s, -c, 0.0], [0.0, 0.0, -1.0]])
 
@@ -325,6 +326,13 @@ def _smooth_steps(count: int) -> Iterator[float]:
         yield float(step * step * (3 - 2 * step))
 
 
+def reached(distance: float, angle: float, step: FloatArray) -> bool:
+    """Whether the arm is where it should be, to [m] and [rad], without a leap of a joint [rad]."""
+    return bool(
+        distance <= _MAX_IK_ERROR and angle <= _MAX_IK_TURN and np.abs(step).max() <= _MAX_STEP
+    )
+
+
 def _work_out(kinematics: Kinematics, task: Task, rng: np.random.Generator) -> Script | None:
     """Joint positions and object poses for every frame, or None if the arm cannot follow."""
     robot = kinematics.scene.robot
@@ -332,7 +340,7 @@ def _work_out(kinematics: Kinematics, task: Task, rng: np.random.Generator) -> S
     width = task.waypoints[0].width
     kinematics.set(arm, width)
     position, rotation = kinematics.tool_pose()
-    down = _pointing_down(task.yaw)
+    down = pointing_down(task.yaw)
     follower = _ObjectFollower(kinematics.scene.objects[task.target], task.push)
     arms, widths, poses = [arm.copy()], [width], [follower.pose()]
     for number, waypoint in enumerate(task.waypoints):
@@ -341,8 +349,7 @@ def _work_out(kinematics: Kinematics, task: Task, rng: np.random.Generator) -> S
             opening = width * (1 - fraction) + waypoint.width * fraction
             facing = _blend(rotation, down, fraction) if number == 0 else down
             arm, distance, angle = kinematics.solve(goal, facing, arms[-1], opening)
-            step = float(np.abs(arm - arms[-1]).max())
-            if distance > _MAX_IK_ERROR or angle > _MAX_IK_TURN or step > _MAX_STEP:
+            if not reached(distance, angle, arm - arms[-1]):
                 return None
             follower.update(*kinematics.tool_pose(), waypoint.holding, waypoint.pushing)
             arms.append(arm.copy())
@@ -390,6 +397,11 @@ class _ObjectFollower:
         wxyz = np.zeros(4)
         mujoco.mju_mat2Quat(wxyz, np.ascontiguousarray(self._rotation).ravel())
         return np.concatenate([self._position, wxyz])
+
+
+def still_object(target: PlacedObject) -> FloatArray:
+    """Position and quaternion wxyz (7,) of an object that nothing has moved."""
+    return _ObjectFollower(target, None).pose()
 
 
 def evenly_spaced(total: int, count: int | None, stride: int) -> Sequence[int]:
