@@ -19,6 +19,7 @@ from wristworld_ros.geometry.splatting import (
     OVERLAP,
     SURFACE_THICKNESS,
     splat,
+    splat_depth,
 )
 from wristworld_ros.geometry.transforms import from_quaternion
 from wristworld_ros.types import CameraModel, PointCloud
@@ -230,3 +231,34 @@ def test_a_moved_cloud_looks_the_same_to_a_camera_that_moved_along():
     assert here.coverage > 0.9
     assert (there.mask == here.mask).mean() > 0.99
     np.testing.assert_allclose(there.depth[here.mask], here.depth[here.mask], rtol=0.02)
+
+
+@pytest.mark.parametrize("distance", [0.3, 0.6, 1.2])
+def test_depth_alone_is_that_of_the_splat(distance):
+    """A ball of 4 mm points, near and far, drawn whole and by its depth alone."""
+    rng = np.random.default_rng(0)
+    normals = rng.normal(size=(8000, 3))
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    ball = make_cloud(0.1 * normals + [0.02, -0.01, distance], np.zeros((8000, 3)), 0.004)
+    camera = CameraModel.from_fov(np.deg2rad(50), 256, 256)
+    whole, alone = splat(ball, np.eye(4), camera).depth, splat_depth(ball, np.eye(4), camera)
+    either, both = (whole > 0) | (alone > 0), (whole > 0) & (alone > 0)
+    assert both.sum() > 0.93 * either.sum()
+    off = np.abs(alone / np.where(both, whole, 1) - 1)[both]
+    assert np.quantile(off, 0.95) < SURFACE_THICKNESS  # the far side shows at the rim
+    np.testing.assert_allclose(alone[both].min(), distance - 0.1, atol=2e-3)
+
+
+def test_depth_alone_of_what_no_pixel_sees_is_none():
+    unseen = make_cloud([[0, 0, -1], [5, 0, 1], [0, -5, 1], [0, 0, 0.01]], np.zeros((4, 3)), 0.01)
+    for cloud in (unseen, select_points(unseen, np.zeros(4, bool))):
+        assert not splat_depth(cloud, np.eye(4), CAMERA).any()
+
+
+def test_depth_alone_takes_the_nearest_point_over_the_pixels_it_covers():
+    f = CAMERA.K[0, 0]
+    points = [[0.5 / f * z, 0.5 / f * z, z] for z in (1.0, 2.0)]  # both in the middle pixel
+    cloud = make_cloud(points, np.zeros((2, 3)), 3.2 / f / OVERLAP)  # 1.6 px at 1 m
+    depth = splat_depth(cloud, np.eye(4), CAMERA)
+    np.testing.assert_allclose(depth[23:26, 31:34], 1.0, rtol=1e-5)
+    assert (depth > 0).sum() == 9

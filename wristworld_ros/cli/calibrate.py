@@ -90,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
         r.name: differences(r.stated, station_file(result, r.name, made))
         for r in (*recordings, *held_out)
     }
-    for name, cameras in apart.items():
-        for camera, by in cameras.items():
+    for name, by_camera in apart.items():
+        for camera, by in by_camera.items():
             print(
                 f"{name} itself states {camera}: {1e3 * by.translation_m:.1f} mm, "
                 f"{by.rotation_deg:.2f} deg, focal length {by.focal_percent:.2f} % from it"

@@ -8,7 +8,10 @@ what lies behind them is not drawn either: it would count as measured where it c
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from wristworld_ros.geometry.transforms import invert
 from wristworld_ros.types import ROBOT_VIEW, CameraModel, ConditionMap, FloatArray, PointCloud
@@ -20,6 +23,9 @@ OVERLAP = 1.15
 #: An untrusted point hides what lies behind it by more than this, relative to the depth. Less than
 #: that is the same surface with another error.
 OCCLUDER_MARGIN = 0.05
+#: A square of whole pixels reaches as far as the splat's edge less this [px]: half a pixel would
+#: never be too small, three quarters keep outlines where they are in the mean.
+_ROUNDING = 0.75
 _FAR = torch.iinfo(torch.int64).max
 
 
@@ -77,6 +83,43 @@ def splat(
         view=source.reshape(H, W).to(torch.int8).cpu().numpy(),
         camera=camera,
     )
+
+
+def splat_depth(
+    cloud: PointCloud,
+    T_world_camera: FloatArray,
+    camera: CameraModel,
+    *,
+    near: float = 0.02,
+    max_radius: float = 6.0,
+) -> NDArray[np.float32]:
+    """Depth alone of ``splat``, H x W [m], 0 in holes; some ten times faster for dense surfaces.
+
+    Points are drawn as squares of whole pixels, so that outlines can be off by half a pixel.
+    """
+    H, W = camera.height, camera.width
+    T, K = invert(T_world_camera).astype(np.float32), camera.K.astype(np.float32)
+    local = cloud.points @ T[:3, :3].T + T[:3, 3]
+    z = np.maximum(local[:, 2], near)
+    radius = 0.5 * OVERLAP * np.sqrt(K[0, 0] * K[1, 1]) * cloud.footprint / z
+    reach = np.ceil(radius.clip(0.5, max_radius) - _ROUNDING).astype(np.int64)
+    border = int(reach.max(initial=0))
+    column = np.floor(K[0, 0] * local[:, 0] / z + K[0, 2]).astype(np.int64) + border
+    row = np.floor(K[1, 1] * local[:, 1] / z + K[1, 2]).astype(np.int64) + border
+    height, width = H + 2 * border, W + 2 * border
+    inside = (local[:, 2] > near) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    nearest = np.full((height, width), np.inf, np.float32)
+    for r in np.unique(reach[inside]):
+        s = np.flatnonzero(inside & (reach == r))
+        layer = torch.full((height * width,), torch.inf)
+        layer.scatter_reduce_(
+            0, torch.from_numpy(row[s] * width + column[s]), torch.from_numpy(z[s]), "amin"
+        )
+        square = np.ones((2 * r + 1, 2 * r + 1), np.uint8)
+        grown = cv2.erode(layer.reshape(height, width).numpy(), square, borderValue=np.inf)
+        nearest = np.minimum(nearest, grown)
+    seen = nearest[border : border + H, border : border + W]
+    return np.where(np.isinf(seen), np.float32(0), seen)
 
 
 def _nearest_points(

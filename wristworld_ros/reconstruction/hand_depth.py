@@ -98,10 +98,9 @@ class HandDepth(nn.Module):
         self.features = nn.Conv2d(a, self.config.match_groups * self.config.group_width, 1)
         # Mean and best of the other views.
         costs = 2 * self.config.match_groups * self.config.planes
-        self.compare = nn.Sequential(
-            nn.Conv2d(costs, a, 1), nn.GELU(), nn.Conv2d(a, a, 3, 1, 1, bias=False)
-        )
-        nn.init.zeros_(self.compare[2].weight)
+        last = nn.Conv2d(a, a, 3, 1, 1, bias=False)
+        nn.init.zeros_(last.weight)
+        self.compare = nn.Sequential(nn.Conv2d(costs, a, 1), nn.GELU(), last)
         self.down = nn.ModuleList([_block(a, b, 2), _block(b, c, 2), _block(c, d, 2)])
         self.up = nn.ModuleList([_block(d + c, c), _block(c + b, b), _block(b + a, a)])
         self.out = nn.Conv2d(a, 16, 1)

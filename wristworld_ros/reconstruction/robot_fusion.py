@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wristworld_ros.geometry.camera import project
-from wristworld_ros.geometry.splatting import splat
+from wristworld_ros.geometry.splatting import splat_depth
 from wristworld_ros.geometry.transforms import apply, invert
 from wristworld_ros.reconstruction.robot_model import EDGE
 from wristworld_ros.types import (
@@ -38,7 +38,7 @@ def robot_depth(
     surface: PointCloud, T_world_camera: FloatArray, camera: CameraModel
 ) -> NDArray[np.float32]:
     """Depth of the robot in a picture, H x W [m], 0 where it is not."""
-    depth = splat(surface, T_world_camera, camera).depth
+    depth = splat_depth(surface, T_world_camera, camera)
     return np.asarray(cv2.medianBlur(depth, 3), np.float32)  # closes holes of single pixels
 
 
