@@ -236,9 +236,9 @@ def test_a_moved_cloud_looks_the_same_to_a_camera_that_moved_along():
 @pytest.mark.parametrize("distance", [0.3, 0.6, 1.2])
 def test_depth_alone_is_that_of_the_splat(distance):
     """A ball of 4 mm points, near and far, drawn whole and by its depth alone."""
-    rng = np.random.default_rng(0)
-    normals = rng.normal(size=(8000, 3))
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    turn, height = np.arange(8000) * np.pi * (3 - np.sqrt(5)), np.linspace(-1, 1, 8000)
+    normals = np.stack([np.cos(turn), np.sin(turn), height], 1)
+    normals[:, :2] *= np.sqrt(1 - height**2)[:, None]  # evenly spread, by the golden angle
     ball = make_cloud(0.1 * normals + [0.02, -0.01, distance], np.zeros((8000, 3)), 0.004)
     camera = CameraModel.from_fov(np.deg2rad(50), 256, 256)
     whole, alone = splat(ball, np.eye(4), camera).depth, splat_depth(ball, np.eye(4), camera)
