@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import nn
 from wristworld_ros.errors import WeightsError
 
 FILE, CONFIG = "model.safetensors", "config.json"
+#: Folders of a model that stage 1 is made of; all but the first may be missing.
+STAGE1_PARTS = ("stage1", "hand_depth", "fine_depth")
 
 
 def sha256_of(path: Path) -> str:
@@ -78,6 +81,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not {"class", "config", "sha256"} <= set(document):
         raise WeightsError(f"{path} lacks 'class', 'config' or 'sha256'. Restore it.")
     return document
+
+
+def read_digests(model: Path, parts: Iterable[str]) -> dict[str, str]:
+    """Part of a model folder -> sha256 of its weights, of those of ``parts`` that are there."""
+    return {p: read_config(model / p)["sha256"] for p in parts if (model / p).exists()}
 
 
 def _read_state(folder: Path) -> tuple[dict[str, torch.Tensor], str]:

@@ -10,12 +10,12 @@ import torch
 
 from wristworld_ros.errors import WeightsError
 from wristworld_ros.reconstruction import Reconstructor
+from wristworld_ros.reconstruction.companions import load_companion
 from wristworld_ros.reconstruction.hand_depth import (
     CloseDepth,
     HandDepth,
     HandDepthConfig,
     likeness,
-    load_hand_depth,
 )
 from wristworld_ros.reconstruction.heads import cut_out
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, pixel_rays
@@ -93,7 +93,7 @@ def test_a_pixel_is_the_hand_or_what_is_behind_it(network, scene, gate, expected
 def test_one_view_needs_no_other(network, scene):
     images = torch.rand(1, 2, 3, SIZE, SIZE)
     both = network(images, scene, WRIST, torch.tensor([True])).depth
-    second = SceneOutput(*(getattr(scene, f.name)[:, 1:] for f in fields(scene)))
+    second = SceneOutput(*(getattr(scene, f.name)[:, 1:] for f in fields(scene)[:-1]))
     alone = network(images[:, 1:], second, WRIST, torch.tensor([True])).depth
     # Views are compared by a part of the network that begins at zero.
     torch.testing.assert_close(both[:, 1:], alone, rtol=1e-4, atol=1e-5)
@@ -168,14 +168,14 @@ def test_pasted_values_lie_where_the_cut_out_saw_them(scene, size):
 
 
 def test_weights_belong_to_one_stage_1(tmp_path, network):
-    assert load_hand_depth(tmp_path / "hand_depth", "ab") is None
+    assert load_companion(tmp_path / "hand_depth", HandDepth, "ab") is None
     digest = save_weights(
         tmp_path / "hand_depth", network, network.config_dict(), {"stage1": "ab" * 32}
     )
-    loaded = load_hand_depth(tmp_path / "hand_depth", "ab" * 32)
+    loaded = load_companion(tmp_path / "hand_depth", HandDepth, "ab" * 32)
     assert loaded.config == CONFIG and loaded.sha256 == digest
     with pytest.raises(WeightsError, match="trained with the stage 1 abababababab.*cdcd.*Train it"):
-        load_hand_depth(tmp_path / "hand_depth", "cd" * 32)
+        load_companion(tmp_path / "hand_depth", HandDepth, "cd" * 32)
 
 
 def test_reconstructor_takes_the_depth_of_the_cut_outs(network):

@@ -9,7 +9,8 @@ import torch
 from wristworld_ros.cli.main import main
 from wristworld_ros.data.simulation.shards import write_shard
 from wristworld_ros.reconstruction.backbone import BackboneConfig
-from wristworld_ros.reconstruction.hand_depth import HandDepth, HandDepthConfig, load_hand_depth
+from wristworld_ros.reconstruction.companions import load_companion
+from wristworld_ros.reconstruction.hand_depth import HandDepth, HandDepthConfig
 from wristworld_ros.reconstruction.model import Stage1Model
 from wristworld_ros.training.hand_depth import (
     HandDepthLosses,
@@ -204,6 +205,6 @@ def test_the_verb_trains_for_one_stage_1(shards, stage1, tmp_path, capsys):
     document = read_config(tmp_path / "hand_depth")
     assert document["stage1"] == digest
     assert document["training"]["loop"]["steps"] == 2
-    assert load_hand_depth(tmp_path / "hand_depth", digest) is not None
+    assert load_companion(tmp_path / "hand_depth", HandDepth, digest) is not None
     assert main([str(a) for a in arguments[:6] + arguments[8:]]) == 2
     assert "needs --stage1" in capsys.readouterr().err

@@ -122,6 +122,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 def _stage1(args: argparse.Namespace) -> dict[str, Any]:
     from wristworld_ros.evaluation.stage1 import evaluate_stage1, evaluate_stage1_bag, kind_of
+    from wristworld_ros.weights import STAGE1_PARTS
 
     folder = _folder(args)
     record = {"anchors": args.anchors}
@@ -171,12 +172,13 @@ def _stage1(args: argparse.Namespace) -> dict[str, Any]:
         print(placing_table(record["placing"]))
     for name, why in record.get("unscored", {}).items():
         print(f"not scored: {name}: {why}")
-    return {**record, "provenance": _provenance(folder, ["stage1", "hand_depth"])}
+    return {**record, "provenance": _provenance(folder, STAGE1_PARTS)}
 
 
 def _stage2(args: argparse.Namespace) -> dict[str, Any]:
     from wristworld_ros.evaluation.baselines import load_mean_image
     from wristworld_ros.evaluation.splits import evaluate_split
+    from wristworld_ros.weights import STAGE1_PARTS
 
     seeds = split_seeds(args.split, args.seeds)
     folder = _folder(args)
@@ -202,19 +204,18 @@ def _stage2(args: argparse.Namespace) -> dict[str, Any]:
         "results": results,
         "provenance": _provenance(
             folder,
-            ["stage1", "hand_depth", "autoencoder", "stage2"],
+            (*STAGE1_PARTS, "autoencoder", "stage2"),
             seed=args.seed,
             steps=args.steps,
         ),
     }
 
 
-def _provenance(folder: Path, parts: list[str], **more: Any) -> dict[str, Any]:
+def _provenance(folder: Path, parts: tuple[str, ...], **more: Any) -> dict[str, Any]:
     from wristworld_ros.provenance import provenance
-    from wristworld_ros.weights import read_config
+    from wristworld_ros.weights import read_digests
 
-    hashes = {p: read_config(folder / p)["sha256"] for p in parts if (folder / p).exists()}
-    return provenance(weights=hashes, **more)
+    return provenance(weights=read_digests(folder, parts), **more)
 
 
 def stage1_table(results: dict[str, Any]) -> str:

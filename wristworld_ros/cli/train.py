@@ -12,13 +12,14 @@ from wristworld_ros.errors import WristWorldError
 if TYPE_CHECKING:
     from wristworld_ros.training.loop import LoopConfig
 
-HELP = "train autoencoder, stage1, hand-depth or stage2 on simulated shards"
+HELP = "train autoencoder, stage1, hand-depth, fine-depth or stage2 on simulated shards"
 
 #: Defaults that differ by network: steps, batch size, learning rate.
 DEFAULTS = {
     "autoencoder": (2500, 16, 1e-3),
     "stage1": (4000, 8, 4e-4),
     "hand-depth": (4000, 4, 1e-3),
+    "fine-depth": (2500, 4, 2e-3),
     "stage2": (6000, 16, 5e-4),
 }
 
@@ -48,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="stage1, stage2: train in bfloat16")
-    parser.add_argument("--init", type=Path, help="stage1, hand-depth: start from these weights")
+    parser.add_argument("--init", type=Path, help="stage1, hand-depth, fine-depth: start from them")
     parser.add_argument("--episodes", type=int, help="stage2: use so many of the shards")
-    parser.add_argument("--stage1", type=Path, help="hand-depth, stage2: weights of stage 1")
+    parser.add_argument("--stage1", type=Path, help="all after stage1: its weights")
     parser.add_argument("--autoencoder", type=Path, help="stage2: weights of the autoencoder")
 
 
@@ -84,14 +85,16 @@ def _from_shards(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:
         from wristworld_ros.training.autoencoder import train_autoencoder
 
         return train_autoencoder(args.shards, args.val, args.work, args.out, loop)
-    if args.network == "hand-depth":
+    if args.network in ("hand-depth", "fine-depth"):
+        from wristworld_ros.training.fine_depth import train_fine_depth
         from wristworld_ros.training.hand_depth import train_hand_depth
 
         if args.stage1 is None:
-            raise WristWorldError("train hand-depth needs --stage1 (weights that it will work on)")
-        return train_hand_depth(
-            args.shards, args.val, args.work, args.out, loop, args.stage1, init=args.init
-        )
+            raise WristWorldError(
+                f"train {args.network} needs --stage1 (weights that it will work on)"
+            )
+        train = train_hand_depth if args.network == "hand-depth" else train_fine_depth
+        return train(args.shards, args.val, args.work, args.out, loop, args.stage1, init=args.init)
     from wristworld_ros.training.stage2 import train_stage2
 
     if args.stage1 is None or args.autoencoder is None:

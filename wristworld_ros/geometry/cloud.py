@@ -147,6 +147,14 @@ def join_points(first: PointCloud, second: PointCloud) -> PointCloud:
     return PointCloud(*(np.concatenate(pair) for pair in pairs))
 
 
+def front_fraction(cloud: PointCloud, T_world_camera: FloatArray) -> float:
+    """Share of the points before a camera (4 x 4), in [0, 1]; 0 of an empty cloud."""
+    if not len(cloud):
+        return 0.0
+    axis, origin = T_world_camera[:3, 2], T_world_camera[:3, 3]
+    return float(((cloud.points - origin) @ axis > 0).mean())
+
+
 def move_points(cloud: PointCloud, T: FloatArray) -> PointCloud:
     """The cloud in another frame; ``T`` (4 x 4) maps its points there."""
     return replace(cloud, points=apply(T, cloud.points))

@@ -8,17 +8,14 @@ hand is rigid: where the wrist camera is says where its surfaces are. Beyond the
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wristworld_ros.errors import WeightsError
 from wristworld_ros.reconstruction.heads import LOG_DEPTH_RANGE, cut_out, project
 from wristworld_ros.reconstruction.model import SceneOutput, base_plane, pixel_rays
-from wristworld_ros.weights import load_weights, read_config
 
 #: Channels of the network's input; see ``HandDepth._clues``.
 CLUES = 18
@@ -271,26 +268,6 @@ def likeness(
         cosines.append(product)
     stacked = torch.stack(cosines)
     return torch.cat([stacked.mean(0), stacked.amax(0)], 1).flatten(1, 2)
-
-
-def load_hand_depth(folder: Path, stage1_sha256: str) -> HandDepth | None:
-    """Weights for use with a stage 1 of that sha256; None where the folder is missing.
-
-    Raises:
-        WeightsError: they are truncated, altered, do not fit, or were trained with another stage 1.
-    """
-    if not folder.exists():
-        return None
-    document = read_config(folder)
-    model = HandDepth.from_config(document["config"])
-    model.sha256 = load_weights(folder, model)
-    if document.get("stage1") != stage1_sha256:
-        raise WeightsError(
-            f"{folder} was trained with the stage 1 {str(document.get('stage1'))[:12]}, and this "
-            f"model has {stage1_sha256[:12]}: it would correct errors that are not made. Train it "
-            "again (wristworld train hand-depth --stage1 ...), or remove the folder."
-        )
-    return model
 
 
 def _block(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:

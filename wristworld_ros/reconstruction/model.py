@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -51,7 +51,8 @@ class SceneOutput:
     """Depth, and the cameras that it was placed by.
 
     Attributes:
-        depth, confidence: B x V x H/2 x W/2 [m], and VGGT's confidence (>= 1).
+        depth, confidence: B x V x H/2 x W/2 [m], and VGGT's confidence (>= 1); or at another
+            fraction of the pictures' H x W, 1 / ``scale``.
         first_depth: B x V x H/8 x W/8 [m], before the views were compared.
         T_base_anchor, anchor_K: B x V x 4 x 4 and B x V x 3 x 3 [px of H x W] that depth,
             keypoints and wrist were placed by: the known ones, else the estimated.
@@ -62,6 +63,12 @@ class SceneOutput:
     first_depth: Tensor
     T_base_anchor: Tensor
     anchor_K: Tensor
+    scale: int = field(default=2, kw_only=True)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the pictures [px]."""
+        return self.scale * self.depth.shape[-2], self.scale * self.depth.shape[-1]
 
 
 @dataclass(frozen=True)

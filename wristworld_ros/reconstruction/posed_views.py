@@ -65,7 +65,7 @@ def posed_views(
         surface: of the robot's body, in the world frame.
     """
     out = PosedViews([], [], [], [], poses, [])
-    network = (2 * scene.depth.shape[-1], 2 * scene.depth.shape[-2])
+    network = (scene.size[1], scene.size[0])
     for i, view in enumerate(frame.views):
         height, width = view.image.shape[:2]
         scale = min(1.0, size / max(width, height))
@@ -76,9 +76,11 @@ def posed_views(
         else:
             camera = view.camera.resized(*reduced)
         predicted = scene.depth[0, i].cpu().numpy()
-        # Inverse depth is linear over planes in the image, depth is not.
-        depth: NDArray = 1 / cv2.resize(1 / predicted, reduced, interpolation=cv2.INTER_LINEAR)
-        confidence: NDArray = cv2.resize(1 - 1 / scene.confidence[0, i].cpu().numpy(), reduced)
+        # Inverse depth is linear over planes in the image, depth is not. What is sharp stays so.
+        how = cv2.INTER_LINEAR if scene.scale > 1 else cv2.INTER_NEAREST
+        depth: NDArray = 1 / cv2.resize(1 / predicted, reduced, interpolation=how)
+        sure = 1 - 1 / scene.confidence[0, i].cpu().numpy()
+        confidence: NDArray = cv2.resize(sure, reduced, interpolation=how)
         if close is not None:
             paste(depth, confidence, close, scene, i)
         confidence[depth_edges(depth, edge_threshold)] = -1.0
@@ -140,7 +142,7 @@ def paste(
     The nearest pixel's value is taken, so that the hand and what is behind it are not mixed.
     """
     H, W = depth.shape
-    network = 2 * scene.depth.shape[-2], 2 * scene.depth.shape[-1]
+    network = scene.size
     K = scene.anchor_K[0, view].double().cpu().numpy()
     crop = close.K[0, view].double().cpu().numpy()
     index = []

@@ -13,14 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from wristworld_ros.errors import CalibrationError, InvalidInputError
-from wristworld_ros.geometry.cloud import cloud_from_depth, join_points, select_points
+from wristworld_ros.geometry import cloud as clouds
 from wristworld_ros.geometry.splatting import splat
 from wristworld_ros.geometry.transforms import invert
 from wristworld_ros.reconstruction.bundle import Prior
+from wristworld_ros.reconstruction.companions import load_companion
 from wristworld_ros.reconstruction.cross_view import cross_view_error
+from wristworld_ros.reconstruction.fine_depth import FineDepth
 from wristworld_ros.reconstruction.fused_pose import FusedPose
 from wristworld_ros.reconstruction.fusion import MountEstimator
-from wristworld_ros.reconstruction.hand_depth import CloseDepth, HandDepth, load_hand_depth
+from wristworld_ros.reconstruction.hand_depth import CloseDepth, HandDepth
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1Output
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
 from wristworld_ros.reconstruction.posed_views import PosedViews, body_in_view, paste, posed_views
@@ -94,6 +96,7 @@ class Reconstructor:
         robot: the robot's body, drawn where joints, calibration and the robot's place are known.
         hand_depth: the network for depth around the hand of calibrated anchors; without it depth is
             the whole pictures'.
+        fine_depth: the network for depth at full resolution; without it depth has half of it.
 
     Attributes:
         fused: the state of pose source ``fused``.
@@ -114,6 +117,7 @@ class Reconstructor:
         cameras: Mapping[str, Prior] | None = None,
         robot: RobotModel | None = None,
         hand_depth: HandDepth | None = None,
+        fine_depth: FineDepth | None = None,
     ) -> None:
         if pose_source not in POSE_SOURCES:
             raise InvalidInputError(f"pose source '{pose_source}' is not in {POSE_SOURCES}.")
@@ -132,9 +136,10 @@ class Reconstructor:
         start = mount or Prior.from_sigma(np.eye(4), self.config.mount_sigma)
         self.fused = FusedPose(start, cameras)
         self.robot = robot
-        self.hand_depth: HandDepth | None = None
-        if hand_depth is not None:
-            self.hand_depth = hand_depth.to(self.device).eval().requires_grad_(False)
+        for network in (hand_depth, fine_depth):
+            if network is not None:
+                network.to(self.device).eval().requires_grad_(False)
+        self.hand_depth, self.fine_depth = hand_depth, fine_depth
 
     @property
     def mount_estimator(self) -> MountEstimator | None:
@@ -144,8 +149,9 @@ class Reconstructor:
     @property
     def sha256s(self) -> dict[str, str]:
         """Part of the model -> sha256 of its weights."""
-        parts = {"stage1": self.sha256}
-        return parts if self.hand_depth is None else {**parts, "hand_depth": self.hand_depth.sha256}
+        parts = {"hand_depth": self.hand_depth, "fine_depth": self.fine_depth}
+        known = {name: part.sha256 for name, part in parts.items() if part is not None}
+        return {"stage1": self.sha256, **known}
 
     @property
     def model(self) -> Stage1Model:
@@ -175,7 +181,7 @@ class Reconstructor:
     ) -> Reconstructor:
         """Load a model folder (the shipped ``mini`` when None).
 
-        It has a folder ``stage1``, and may have one ``hand_depth``.
+        It has a folder ``stage1``, and may have ``hand_depth`` and ``fine_depth``.
 
         Args:
             backbone: ``mini`` (the model folder's own network), ``vggt-1b``, ``da3-small`` or
@@ -208,7 +214,6 @@ class Reconstructor:
         document = read_config(folder)
         model = Stage1Model.from_config(document["config"])
         digest = load_weights(folder, model)
-        hand_depth = load_hand_depth(folder.parent / "hand_depth", digest)
         return cls(
             model,
             pose_source=pose_source,
@@ -220,7 +225,8 @@ class Reconstructor:
             mount=mount,
             cameras=cameras,
             robot=robot,
-            hand_depth=hand_depth,
+            hand_depth=load_companion(folder.parent / "hand_depth", HandDepth, digest),
+            fine_depth=load_companion(folder.parent / "fine_depth", FineDepth, digest),
         )
 
     def __call__(self, frame: AnchorFrame) -> Reconstruction:
@@ -251,7 +257,7 @@ class Reconstructor:
         clock.lap("hand")
         geometry = posed_views(
             frame,
-            scene,
+            self._fine(inputs, scene),
             [
                 T_world_base @ T if first is None or v.T_world_camera is None else v.T_world_camera
                 for v, T in zip(frame.views, T_base_anchor, strict=True)
@@ -263,19 +269,19 @@ class Reconstructor:
             surface=self._surface(frame),
         )
         points = cloud = self._cloud(geometry, False)
-        body = select_points(points, np.zeros(0, np.int64))
+        body = clouds.select_points(points, np.zeros(0, np.int64))
         if self._draws_robot(frame):
             body = self._cloud(geometry, True)
-            cloud = join_points(points, body)
+            cloud = clouds.join_points(points, body)
         if self.config.occlude:
-            cloud = select_points(cloud, cloud.confidence >= self.config.min_confidence)
+            cloud = clouds.select_points(cloud, cloud.confidence >= self.config.min_confidence)
         clock.lap("cloud")
         camera = self._wrist_camera(given, output)
         if self._draws_robot(frame):
             assert self.robot is not None
             body = body_in_view(self.robot, frame, geometry, body, T_world_wrist, camera)
         condition = splat(
-            join_points(points, body),
+            clouds.join_points(points, body),
             T_world_wrist,
             camera,
             min_confidence=self.config.min_confidence,
@@ -290,7 +296,7 @@ class Reconstructor:
             confidence=self._confidence(cloud, condition.coverage, source),
             coverage=condition.coverage,
             point_count=len(cloud),
-            front_facing_fraction=_front_fraction(cloud, T_world_wrist),
+            front_facing_fraction=clouds.front_fraction(cloud, T_world_wrist),
             reprojection_error=cross_view_error(geometry.depths, geometry.cameras, geometry.poses),
         )
         clock.lap("estimate")
@@ -363,6 +369,12 @@ class Reconstructor:
         with torch.inference_mode():
             return self.hand_depth(inputs.images, scene, pose, given)
 
+    def _fine(self, inputs: NetworkInputs | None, scene: SceneOutput) -> SceneOutput:
+        if self.fine_depth is None or inputs is None:
+            return scene
+        with torch.inference_mode():
+            return self.fine_depth.refine(inputs.images, scene)
+
     def _surface(self, frame: AnchorFrame) -> PointCloud | None:
         if not self._draws_robot(frame):
             return None
@@ -387,7 +399,7 @@ class Reconstructor:
             estimate: where the wrist camera is in this frame, for the depth around the hand.
 
         Returns:
-            Maps of half the network's input size.
+            Maps of the network's input size, or of half of it without ``fine_depth``.
         """
         frame = rectified(frame)
         inputs = None if self.backbone is not None else self._inputs(frame)
@@ -396,6 +408,7 @@ class Reconstructor:
         else:
             scene = self._whole(inputs)
         close = self._close(frame, inputs, scene, estimate.T_world_wrist, estimate.source)
+        scene = self._fine(inputs, scene)
         depths = list(scene.depth[0].cpu().numpy().copy())
         confidences = list(1 - 1 / scene.confidence[0].cpu().numpy())
         if close is not None:
@@ -420,7 +433,7 @@ class Reconstructor:
 
     def _cloud(self, geometry: PosedViews, body: bool) -> PointCloud:
         """Points of what the pictures show of the robot's body, or of all else."""
-        return cloud_from_depth(
+        return clouds.cloud_from_depth(
             geometry.images,
             geometry.depths,
             geometry.cameras,
@@ -471,13 +484,6 @@ def _orthonormal(T: FloatArray) -> FloatArray:
     out[:3, :3] = U @ Vt
     out[:3, 3] = T[:3, 3]
     return out
-
-
-def _front_fraction(cloud: PointCloud, T_world_wrist: FloatArray) -> float:
-    if not len(cloud):
-        return 0.0
-    axis, origin = T_world_wrist[:3, 2], T_world_wrist[:3, 3]
-    return float(((cloud.points - origin) @ axis > 0).mean())
 
 
 class _Clock:

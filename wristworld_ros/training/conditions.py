@@ -28,7 +28,7 @@ from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.reconstruction import Reconstructor
 from wristworld_ros.training.shard_data import shard_files
 from wristworld_ros.types import AnchorFrame, AnchorView
-from wristworld_ros.weights import read_config
+from wristworld_ros.weights import STAGE1_PARTS, read_digests
 
 #: Kinds of geometry and their share in training.
 SHARES = {"true": 0.25, "kinematic": 0.4, "calibrated": 0.2, "estimated": 0.15}
@@ -139,11 +139,7 @@ def build_conditions(
 
 def _claim(cache: Path, model: Path) -> None:
     """Write down whose conditions these are, or check it."""
-    weights = {
-        part: read_config(model / part)["sha256"]
-        for part in ("stage1", "hand_depth")
-        if (model / part).exists()
-    }
+    weights = read_digests(model, STAGE1_PARTS)
     record = cache / "weights.json"
     known = json.loads(record.read_text()) if record.exists() else None
     if known != weights and (known is not None or any(cache.glob("*.npz"))):

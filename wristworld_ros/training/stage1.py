@@ -168,7 +168,7 @@ def stage1_loss(
 def _depth_loss(output: Stage1Output, batch: Batch, weights: Stage1Losses) -> tuple[Tensor, Tensor]:
     """Loss of both depth estimates and of the confidence; mean error of log depth, unweighted."""
     true = batch.anchor_depth
-    weight = 1 + (weights.above_table - 1) * _above_table(batch)
+    weight = 1 + (weights.above_table - 1) * above_table(batch)
     total = true.new_zeros(())
     step = true.shape[-1] // output.first_depth.shape[-1]
     middle = slice(step // 2, None, step)
@@ -190,7 +190,7 @@ def _depth_loss(output: Stage1Output, batch: Batch, weights: Stage1Losses) -> tu
     return total + follow.mean(), error.detach().mean()
 
 
-def _above_table(batch: Batch) -> Tensor:
+def above_table(batch: Batch) -> Tensor:
     """B x V x H/2 x W/2 bool: the pixel shows something that stands above the base plane."""
     true = batch.anchor_depth
     rays = pixel_rays(batch.depth_K, (true.shape[-2], true.shape[-1]), 1)
@@ -360,7 +360,7 @@ def evaluate_stage1(
         true = batch.anchor_depth
         valid = true > 0.05
         relative = (output.depth - true).abs() / true.clamp_min(0.05)
-        above = valid & _above_table(batch)
+        above = valid & above_table(batch)
         add(absrel=_mean(relative, valid), above=_mean(relative, above))
         step = true.shape[-1] // output.first_depth.shape[-1]
         middle = (..., slice(step // 2, None, step), slice(step // 2, None, step))
@@ -377,7 +377,7 @@ def evaluate_stage1(
         "head_mm_median": 1e3 * all_["head_t"].median().item(),
         "head_deg_median": math.degrees(all_["head_r"].median().item()),
         "depth_absrel": all_["absrel"].mean().item(),
-        "depth_absrel_above_table": all_["above"].mean().item(),
+        "depth_absrelabove_table": all_["above"].mean().item(),
         "depth_absrel_first": all_["first"].mean().item(),
         "camera_mm_median": 1e3 * all_["camera_t"].median().item(),
         "camera_deg_median": math.degrees(all_["camera_r"].median().item()),
