@@ -34,7 +34,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test lint format bench figures station experiments train hooks clean distclean
+.PHONY: help setup demo test lint format bench figures station calibrations experiments train \
+        hooks clean distclean
 
 help: ## this list
 	@echo 'make TARGET [VARIABLE=value]'
@@ -97,6 +98,14 @@ station: setup ## calibrate the real station again: docs/results/station*.json (
 	  for known in "" --calibrated; do \
 	    $(WW) evaluate stage1 --bag out/station/$$id.mcap --source learned $$known \
 	      --json docs/results/station_$$id$${known:+_calibrated}.json; done; done
+	$(PY) tools/readme_figures.py
+
+calibrations: setup ## calibrate simulated stations, whose truth is known: docs/results (12 minutes)
+	$(WW) simulate --split val --seeds 100000:100004 --motion look-around --out out/calibrations \
+	  --wrist-size 256x192 --anchor-size 320x240 --no-depth --overwrite
+	for seed in 100000 100001 100002 100003; do \
+	  $(WW) calibrate out/calibrations/val_$$seed.mcap --out out/calibrations/$$seed.yaml \
+	    --json docs/results/calibration_$$seed.json; done
 	$(PY) tools/readme_figures.py
 
 experiments: setup ## the paper's claims about stage 1, put to the test: docs/experiments (40 minutes)

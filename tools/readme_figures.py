@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +33,8 @@ SPLITS = {
     "test-robot": "another robot (UR5e)",
     "test-all": "all of these at once",
 }
+#: Results of ``make calibrations``.
+CALIBRATIONS = [f"calibration_{seed}" for seed in range(100_000, 100_004)]
 #: Trivial pictures on the real recordings at 160 x 96 px: mean wrist image of other episodes, first
 #: wrist frame copied, flat colour.
 REAL_FLOORS = "mean wrist image of other episodes 12.3 / 0.40, first wrist frame copied 11.1 / 0.35"
@@ -41,7 +44,7 @@ def read(name: str) -> dict[str, Any]:
     """One result; an error says which command makes it."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
-        sys.exit(f"error: {path} is missing; `make figures` (station: `make station`) makes it.")
+        sys.exit(f"error: {path} is missing; `make figures` (or `make station`, `make calibrations`) makes it.")
     return json.loads(path.read_text())
 
 
@@ -174,6 +177,39 @@ def station() -> list[str]:
     ]
 
 
+def calibrations() -> list[str]:
+    """Simulated stations: how far calibrated cameras are from where they truly are."""
+    off: dict[str, list[dict[str, float]]] = {"wrist": [], "fixed": []}
+    stated: list[float] = []
+    for name in CALIBRATIONS:
+        document = read(name)
+        (cameras,) = document["differences"].values()
+        for camera, by in cameras.items():
+            found = document["wrist"] if camera == "wrist" else document["fixed"][camera]
+            sigma = sum(d * d for d in found["poses"][0]["deviation_m"]) ** 0.5
+            stated.append(by["translation_m"] / sigma)
+            off["wrist" if camera == "wrist" else "fixed"].append(by)
+
+    def words(rows: list[dict[str, float]]) -> str:
+        parts = []
+        for key, unit, factor in (
+            ("translation_m", "mm", 1e3), ("rotation_deg", "deg", 1), ("focal_percent", "%", 1),
+        ):  # fmt: skip
+            values = [factor * r[key] for r in rows]
+            digits = 0 if unit == "mm" else 1
+            parts.append(f"{median(values):.{digits}f} ({max(values):.{digits}f}) {unit}")
+        return f"{parts[0]} / {parts[1]}, focal length {parts[2]}"
+
+    return [
+        f"`make calibrations`, {len(off['wrist'])} simulated stations whose hand looks around for "
+        "40 s (wrist 256 x 192, fixed cameras 320 x 240 px), distance from the truth, median "
+        f"(largest): wrist camera on the hand {words(off['wrist'])}; the "
+        f"{len(off['fixed'])} fixed cameras {words(off['fixed'])}. In the mean these distances are "
+        f"{(sum(r * r for r in stated) / len(stated)) ** 0.5:.1f} times the stated standard "
+        "deviation.",
+    ]
+
+
 def splits() -> list[str]:
     """How much is lost away from the training distribution."""
     lines = [
@@ -250,6 +286,7 @@ SECTIONS = {
     "live": live,
     "real": real,
     "station": station,
+    "calibrations": calibrations,
 }
 
 

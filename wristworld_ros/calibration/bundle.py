@@ -121,7 +121,8 @@ class Solution:
         latency: how long after the time of its pose a picture was taken [s].
         points: P x 3 [m], in the frame that each is fixed in.
         errors: N, reprojection errors [px].
-        covariance: G x 6 x 6 of X: translation [m], rotation about the parent's axes [rad].
+        covariance: G x 6 x 6 of X: translation [m], rotation about the parent's axes [rad]. The
+            sightings of one point count as one.
         focal_deviation: standard deviation of fx [px], NaN when it was not sought.
         cost: robust cost.
     """
@@ -340,6 +341,8 @@ def solve(
     r, J = residuals(found.x), jacobian(found.x)
     w = _weights(r)
     variance = (w * r**2).sum() / max(len(r) - 3 * s.count - len(found.x), 1)
+    # A track drifts off its point: its sightings err together, and count as one.
+    variance *= len(s) / s.count
     full = np.zeros((len(start), len(start)))
     full[np.ix_(sought, sought)] = variance * np.linalg.pinv((J * w[:, None]).T @ J)
     lens, poses = unpack(found.x)

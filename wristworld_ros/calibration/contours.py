@@ -33,8 +33,10 @@ _LEAST_STEP = 12.0  # of brightness at an edge
 _EDGE_PX = 1.5  # edges farther from the outline count less [px]
 _FRAMES = 10
 _OUTSIDE = 1.6  # times half the image's diagonal
-_INFLATION = 10.0
-_CORRELATED = 8  # points of one outline whose errors are alike
+_INFLATION = 2.5
+#: Points on the outlines whose errors are alike: neighbours, and shadows in every frame. With this
+#: the stated deviations are of the size of the errors in simulation (``make calibrations``).
+_CORRELATED = 40
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ def align(
         X0, covariance: pose from tracks and its covariance, 4 x 4 and 6 x 6.
     """
     meshes, X = franka_meshes(), X0
-    # Tracks drift alike: they are a few times less exact than their residuals say.
+    # Tracks of one motion drift alike: they are less exact than their residuals say.
     prior = _INFLATION**2 * covariance
     changed = [changes(r.views[name]) for r in recordings]
     for reach in (8.0, 8.0, 8.0, 5.0, 5.0):
