@@ -44,7 +44,9 @@ def read(name: str) -> dict[str, Any]:
     """One result; an error says which command makes it."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
-        sys.exit(f"error: {path} is missing; `make figures` (or `make station`, `make calibrations`) makes it.")
+        sys.exit(
+            f"error: {path} is missing; `make figures` (or `make station`, `make calibrations`) makes it."
+        )
     return json.loads(path.read_text())
 
 

@@ -144,6 +144,20 @@ def test_depth_edges_mark_both_sides_of_a_jump():
     assert edges[:, 2:4].all() and not edges[:, [0, 1, 4, 5]].any()
 
 
+def test_a_small_step_is_an_edge_and_a_plane_seen_flat_is_none():
+    """From pixel to pixel the plane's depth changes by more than the step does."""
+    camera = CameraModel.from_fov(np.deg2rad(60), 64, 64)
+    plane = 1 / (pixel_rays(camera) @ np.array([0.0, 1.6, 1.0]))
+    plane = plane.astype(np.float32)[20:]
+    assert np.abs(np.diff(plane, axis=0) / plane[1:]).max() > 0.022
+    assert not depth_edges(plane, 0.01).any()
+    stepped = plane.copy()
+    stepped[:, 32:] *= 1.02
+    edges = depth_edges(stepped, 0.01)
+    assert edges[:, 31:33].all() and not edges[:, :30].any() and not edges[:, 34:].any()
+    assert not depth_edges(stepped, 0.03).any()
+
+
 def with_confidence(cloud, confidence):
     return PointCloud(
         cloud.points,

@@ -19,6 +19,8 @@ FloatArray = NDArray[np.float64]
 CUBE_REACH = 1.5
 #: Grids that ``limit_points`` tries.
 GRID_TRIES = 20
+#: A relative jump of depth that is an edge in any case, and the share of a smaller one that bends.
+STEEP, BEND = 0.05, 0.6
 
 
 def cloud_from_depth(
@@ -73,7 +75,9 @@ def depth_edges(depth: NDArray, relative: float = 0.04) -> NDArray[np.bool_]:
 
     Args:
         depth: H x W [m].
-        relative: jump between neighbours, relative to the depth, that counts as an edge.
+        relative: jump between neighbours, relative to the depth, that counts as an edge; one below
+            ``STEEP`` only where no plane explains it, seen at however flat an angle: inverse depth
+            is linear over planes, and ``BEND`` of the jump has to be a bend.
 
     Returns:
         H x W bool.
@@ -81,11 +85,16 @@ def depth_edges(depth: NDArray, relative: float = 0.04) -> NDArray[np.bool_]:
     d = np.asarray(depth, np.float32)
     edges = np.zeros(d.shape, bool)
     for axis in (0, 1):
-        a = np.moveaxis(d, axis, 0)
-        jump = np.abs(a[1:] - a[:-1]) > relative * np.minimum(a[1:], a[:-1])
-        e = np.moveaxis(edges, axis, 0)
-        e[1:] |= jump
-        e[:-1] |= jump
+        a, e = np.moveaxis(d, axis, 0), np.moveaxis(edges, axis, 0)
+        inverse = 1 / np.maximum(a, 1e-3)
+        bends = np.abs(inverse[2:] + inverse[:-2] - 2 * inverse[1:-1]) * a[1:-1] > BEND * relative
+        bent = np.zeros(a.shape, bool)
+        for part in (bent[:-2], bent[1:-1], bent[2:]):
+            part |= bends
+        jump = np.abs(a[1:] - a[:-1]) / np.maximum(np.minimum(a[1:], a[:-1]), 1e-3)
+        edge = (jump > max(relative, STEEP)) | ((jump > relative) & (bent[1:] | bent[:-1]))
+        e[1:] |= edge
+        e[:-1] |= edge
     return edges
 
 

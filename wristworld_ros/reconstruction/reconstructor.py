@@ -72,7 +72,7 @@ class ReconstructorConfig:
     cloud_size: int = 256
     min_confidence: float = 0.45
     occlude: bool = False
-    edge_threshold: float = 0.05
+    edge_threshold: float = 0.01
     use_measured_depth: bool = True
     mount_sigma: tuple[float, float] = (0.0116, 0.0403)
 
