@@ -45,7 +45,8 @@ def read(name: str) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
     if not path.exists():
         sys.exit(
-            f"error: {path} is missing; `make figures` (or `make station`, `make calibrations`) makes it."
+            f"error: {path} is missing; `make figures`, `make station` or `make calibrations` "
+            "makes it."
         )
     return json.loads(path.read_text())
 
