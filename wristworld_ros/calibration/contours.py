@@ -34,8 +34,8 @@ _EDGE_PX = 1.5  # edges farther from the outline count less [px]
 _FRAMES = 10
 _OUTSIDE = 1.6  # times half the image's diagonal
 _INFLATION = 2.5
-#: Points on the outlines whose errors are alike: neighbours, and shadows in every frame. With this
-#: the stated deviations are of the size of the errors in simulation (``make calibrations``).
+#: Points on the outlines whose errors are alike: neighbours, and shadows in every frame. Errors in
+#: simulation are still larger than stated (``make calibrations``), as the focal length is held here.
 _CORRELATED = 40
 
 
