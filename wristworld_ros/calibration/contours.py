@@ -35,7 +35,7 @@ _FRAMES = 10
 _OUTSIDE = 1.6  # times half the image's diagonal
 _INFLATION = 2.5
 #: Points on the outlines whose errors are alike: neighbours, and shadows in every frame. Errors in
-#: simulation are still larger than stated (``make calibrations``), as the focal length is held here.
+#: simulation are larger than stated still (``make calibrations``): the focal length is held here.
 _CORRELATED = 40
 
 
