@@ -13,6 +13,7 @@ from wristworld_ros.reconstruction.companions import load_companion
 from wristworld_ros.reconstruction.fine_depth import FineDepth, FineDepthConfig
 from wristworld_ros.reconstruction.hand_depth import HandDepth, HandDepthConfig
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model
+from wristworld_ros.reconstruction.reconstructor import ReconstructorConfig
 from wristworld_ros.weights import save_weights
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -114,7 +115,12 @@ def test_reconstructor_takes_the_fine_depth(network):
     bare = [type(v)(v.name, v.image, v.stamp_ns, v.camera, v.T_world_camera) for v in one.views]
     one = frame(views=tuple(bare))
     half = Reconstructor(model, pose_source="kinematic")
-    fine = Reconstructor(model, pose_source="kinematic", fine_depth=choose(network, 0, 2.0))
+    fine = Reconstructor(
+        model,
+        pose_source="kinematic",
+        fine_depth=choose(network, 0, 2.0),
+        config=ReconstructorConfig(edge_threshold=1.0),  # an untrained network has edges only
+    )
     assert fine.sha256s == {"stage1": "", "fine_depth": ""}
     estimate = fine(one).estimate
     before, _ = half.predict_depth(one, estimate)

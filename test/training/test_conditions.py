@@ -85,7 +85,7 @@ def test_conditions_of_other_weights_are_not_taken(tmp_path):
     with pytest.raises(InvalidInputError, match="no shards"):
         build_conditions(tmp_path, model, cache)
     written = json.loads((cache / "weights.json").read_text())
-    assert set(written) == {"stage1", "hand_depth"}
+    assert set(written) == {"stage1", "hand_depth", "fine_depth"}
     (cache / "weights.json").write_text(json.dumps({"stage1": written["stage1"]}))
     with pytest.raises(InvalidInputError, match=r"holds condition maps of .*Remove the folder"):
         build_conditions(tmp_path, model, cache)
