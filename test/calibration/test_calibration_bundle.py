@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from wristworld_ros.calibration.bundle import Motion, Sightings, solve, triangulate
-from wristworld_ros.calibration.station import search_mount
+from wristworld_ros.calibration.search import search_mount
 from wristworld_ros.errors import CalibrationError
 from wristworld_ros.types import CameraModel
 

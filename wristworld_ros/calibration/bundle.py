@@ -265,6 +265,12 @@ def triangulate(
     return points, _Points(s, motion).residuals(points, lens, X)[0]
 
 
+def track_errors(s: Sightings, motion: Motion, solution: Solution, X: FloatArray) -> FloatArray:
+    """P, RMS reprojection error of each track, with its point made from all its sightings [px]."""
+    _, residuals = triangulate(s, motion, solution.camera, X, solution.latency)
+    return np.asarray(np.sqrt(s.mean_by_point((residuals**2).sum(1))))
+
+
 def solve(
     s: Sightings,
     motion: Motion,

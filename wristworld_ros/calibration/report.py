@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from wristworld_ros.calibration.bundle import Solution, triangulate
+from wristworld_ros.calibration.bundle import Solution, track_errors, triangulate
 from wristworld_ros.calibration.contours import franka_meshes, has_outline, outline_offsets
 from wristworld_ros.calibration.pictures import draw_points, draw_robot
 from wristworld_ros.calibration.recordings import Recording
@@ -26,7 +26,6 @@ from wristworld_ros.calibration.station import (
     fixed_accuracy,
     locate_fixed,
     part_of,
-    track_errors,
     wrist_accuracy,
     wrist_sightings,
 )

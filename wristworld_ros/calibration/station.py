@@ -15,9 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from wristworld_ros.calibration.bundle import Motion, Sightings, Solution, solve, triangulate
+from wristworld_ros.calibration.bundle import (
+    Motion,
+    Sightings,
+    Solution,
+    solve,
+    track_errors,
+    triangulate,
+)
 from wristworld_ros.calibration.contours import align, has_outline
 from wristworld_ros.calibration.recordings import Recording
+from wristworld_ros.calibration.search import sample_points, search_fixed, search_mount
 from wristworld_ros.calibration.tracks import (
     Tracks,
     background_shift,
@@ -28,7 +36,7 @@ from wristworld_ros.calibration.tracks import (
 )
 from wristworld_ros.errors import CalibrationError
 from wristworld_ros.geometry.transforms import invert
-from wristworld_ros.types import CameraModel, FloatArray
+from wristworld_ros.types import FloatArray
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +46,8 @@ SAME_PLACE_PX = 0.75
 _LEAST_MOTION_PX = 6.0
 #: Tracks with a larger RMS error are not explained by robot motion, in rounds [px].
 ROUNDS_PX = (5.0, 3.5, 2.5, 2.5)
-#: Focal lengths that the search starts from, as shares of the image's width.
-_FOCAL_SHARES = (0.4, 0.6, 0.9)
-#: Share of the tracks that a start is improved on.
-_TRIMMED = 0.7
 #: RMS rotation of the hand about its second axis below which the mount stays open [rad].
 _LEAST_TURN = np.deg2rad(2.0)
-#: Where fixed cameras are assumed to look, and from how far, for the start [m].
-_TARGET, _DISTANCE = np.array([0.45, 0.0, 0.25]), 1.0
 
 
 @dataclass(frozen=True)
@@ -126,29 +128,6 @@ def calibrate_wrist(
     return WristCalibration(_rounds(s, motion, start, aspect, free, points, random)[0], still)
 
 
-def search_mount(
-    s: Sightings,
-    motion: Motion,
-    size: tuple[int, int],
-    aspect: float | None,
-    random: np.random.Generator,
-) -> Solution:
-    """Mount and focal length, roughly, of a camera that looks along the hand within some 45 deg.
-
-    Args:
-        s, motion: as of ``wrist_sightings``; a third of the tracks may be anything.
-        size: (width, height) of the pictures [px].
-        aspect: fy / fx; 1 when None.
-    """
-    starts = []
-    for share in _FOCAL_SHARES:
-        for roll in range(0, 360, 45):
-            X = np.eye(4)
-            X[:3, :3] = Rotation.from_euler("z", roll, degrees=True).as_matrix()
-            starts.append((_guess(share, *size, aspect), X[None]))
-    return _best_start(_sample(s, 200, random), motion, starts)
-
-
 def wrist_sightings(
     recordings: Sequence[Recording], still: NDArray[np.bool_]
 ) -> tuple[Sightings, Motion]:
@@ -194,14 +173,7 @@ def calibrate_fixed(
     here = [i for i, r in enumerate(recordings) if place[r.name] == first]
     s = _joined([tracks[i] for i in here], [len(recordings[i]) for i in here])
     motion = Motion.join([_link_motion(recordings[i], -1, 0) for i in here])
-    few = _sample(s, 200, random)
-    starts = [
-        (_guess(share, width, height, aspect), _looking_from(azimuth, elevation)[None])
-        for share in _FOCAL_SHARES
-        for azimuth in range(0, 360, 45)
-        for elevation in (15, 45)
-    ]
-    solution = _best_start(few, motion, starts)
+    solution = search_fixed(s, motion, (width, height), aspect, random)
     s, motion = _all_links(
         [recordings[i] for i in here], [tracks[i] for i in here], [0] * len(here)
     )
@@ -285,12 +257,6 @@ def accuracy(s: Sightings, motion: Motion, solution: Solution, X: FloatArray) ->
     )
 
 
-def track_errors(s: Sightings, motion: Motion, solution: Solution, X: FloatArray) -> FloatArray:
-    """P, RMS reprojection error of each track, with its point made from all its sightings [px]."""
-    _, residuals = triangulate(s, motion, solution.camera, X, solution.latency)
-    return np.asarray(np.sqrt(s.mean_by_point((residuals**2).sum(1))))
-
-
 def arm_tracks(recording: Recording, name: str) -> Tracks:
     """Tracks of what moves before a fixed camera."""
     video = recording.views[name]
@@ -334,23 +300,6 @@ def _one_size(sizes: Sequence[tuple[int, ...]], name: str) -> tuple[int, ...]:
             f"pictures of '{name}' have the sizes {sorted(set(sizes))}; need one."
         )
     return sizes[0]
-
-
-def _guess(share: float, width: int, height: int, aspect: float | None) -> CameraModel:
-    f = share * width
-    K = np.array([[f, 0, width / 2], [0, f * (aspect or 1.0), height / 2], [0, 0, 1]])
-    return CameraModel(K, width, height)
-
-
-def _looking_from(azimuth: float, elevation: float) -> FloatArray:
-    """Pose of a camera that looks at the workspace, upright; angles in degrees."""
-    a, e = np.deg2rad([azimuth, elevation])
-    forward = -np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
-    right = np.array([-np.sin(a), np.cos(a), 0.0])
-    T = np.eye(4)
-    T[:3, :3] = np.stack([right, np.cross(forward, right), forward], 1)
-    T[:3, 3] = _TARGET - _DISTANCE * forward
-    return T
 
 
 def _joined(parts: Sequence[Tracks], lengths: Sequence[int]) -> Sightings:
@@ -397,45 +346,6 @@ def _assign_links(
     return Sightings(s.point, s.pose + best[s.point] * frames, s.pixel), np.min(errors, axis=0)
 
 
-def _sample(s: Sightings, count: int, random: np.random.Generator) -> Sightings:
-    """At most ``count`` points, chosen at random."""
-    if not s.count:
-        raise CalibrationError("no point could be tracked. Record more texture and slower motion.")
-    keep = np.zeros(s.count, bool)
-    keep[random.permutation(s.count)[:count]] = True
-    return s.points(keep)
-
-
-def _best_start(
-    few: Sightings, motion: Motion, starts: Sequence[tuple[CameraModel, FloatArray]]
-) -> Solution:
-    """The start from which most tracks are explained, after some steps on pose and focal length.
-
-    Tracks of shadows, fingers and objects that move by themselves fit no camera, and with hundreds
-    of pixels each they would decide: every step is taken on the ``_TRIMMED`` best ones, and a start
-    is as good as its median track.
-    """
-
-    def middling(solution: Solution) -> float:
-        return float(np.median(track_errors(few, motion, solution, solution.X)))
-
-    def stepped(solution: Solution, times: int, free: Sequence[str], iterations: int) -> Solution:
-        K = solution.camera.K
-        for _ in range(times):
-            errors = track_errors(few, motion, solution, solution.X)
-            kept = few.points(errors <= np.quantile(errors, _TRIMMED))
-            solution = solve(
-                kept, motion, solution.camera, solution.X, free=free, iterations=iterations,
-                aspect=K[1, 1] / K[0, 0],
-            )  # fmt: skip
-        return solution
-
-    found = [solve(few, motion, camera, X, free=(), iterations=1) for camera, X in starts]
-    found = sorted(found, key=middling)[: max(6, len(found) // 3)]
-    found = sorted((stepped(f, 2, (), 8) for f in found), key=middling)[:4]
-    return min((stepped(f, 3, ("focal",), 10) for f in found), key=middling)
-
-
 def _rounds(
     s: Sightings,
     motion: Motion,
@@ -457,7 +367,7 @@ def _rounds(
                 f"only {int(kept.sum())} of {s.count} tracks agree with the robot's motion to "
                 f"{limit:g} px. Check joint states and stamps, or record more motion."
             )
-        chosen = _sample(s.points(kept), points, random)
+        chosen = sample_points(s.points(kept), points, random)
         early = i < len(limits) - 2
         square = solution.camera.K[1, 1] / solution.camera.K[0, 0]
         solution = solve(
@@ -483,7 +393,7 @@ def _place_again(
     links = recordings[0].bodies.shape[1]
     s, motion = _all_links(recordings, tracks, [0] * len(recordings))
     on_hand = Sightings(s.point, s.pose + (links - 1) * sum(map(len, recordings)), s.pixel)
-    few = _sample(on_hand, 200, random)
+    few = sample_points(on_hand, 200, random)
     starts = [(known.camera, X[None]) for X in known.X]
     found = [
         solve(few, motion, camera, X, latency=known.latency, free=(), iterations=25)
