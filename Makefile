@@ -9,7 +9,7 @@ WORKERS ?= 2
 REALDATA ?= ../shared/realdata
 REAL_IDS ?= val_199 val_899 val_1799 val_18599
 SPLITS := test-objects:30 test-cameras:40 test-mount:50 test-robot:60 test-all:70
-WW = $(PY) -m wristworld_ros.cli.main
+WW = $(VENV)/bin/wristworld
 EVALUATE = $(WW) evaluate stage2 --split
 STATION := $(REALDATA)/station
 HELD_OUT := 0004 0010
@@ -51,7 +51,7 @@ help: ## this list
 setup: $(DONE)/messages $(DONE)/tf2_msgs $(DONE)/packages ## make .venv: packages, ROS 2 wheels, messages
 
 demo: setup ## simulated robot into the two nodes: video, contact sheet and metrics in out/demo
-	$(PY) -m wristworld_ros.cli.main demo --out $(OUT) $(ARGS)
+	$(WW) demo --out $(OUT) $(ARGS)
 
 test: setup ## all tests
 	ROS_PYTHON_CHECK_FIELDS=1 ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST \
@@ -110,10 +110,10 @@ calibrations: setup ## calibrate simulated stations, whose truth is known: docs/
 
 experiments: setup ## the paper's claims about stage 1, put to the test: docs/experiments (40 minutes)
 	for name in spc lambda anchors robots correspondences pose-noise; do \
-	  $(VENV)/bin/wristworld experiment $$name --out docs/experiments/$$name || exit 1; done
+	  $(WW) experiment $$name --out docs/experiments/$$name || exit 1; done
 
 train: setup ## how to train the models again
-	@$(PY) -m wristworld_ros.cli.main train --help
+	@$(WW) train --help
 	@echo 'The command and the seed of every shipped model stand in models/*/config.json.'
 
 hooks: setup ## run the linters before every commit

@@ -51,18 +51,12 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _program(path: str) -> str:
-    """Name of the program; the verbs' own also when they run as a module."""
-    name = Path(path).name
-    return "wristworld" if name == "main.py" else name
-
-
 def provenance(**more: Any) -> dict[str, Any]:
     """Version, commit, command, hardware, and what else the caller knows (seed, weights)."""
     return {
         "version": __version__,
         "commit": git_commit(),
-        "command": " ".join([_program(sys.argv[0]), *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "hardware": hardware(),
         **more,
     }

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +16,7 @@ from torch import nn
 
 from wristworld_ros.errors import WeightsError
 
+Config = TypeVar("Config")
 FILE, CONFIG = "model.safetensors", "config.json"
 #: Folders of a model that stage 1 is made of; all but the first may be missing.
 STAGE1_PARTS = ("stage1", "hand_depth", "fine_depth")
@@ -86,6 +87,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_digests(model: Path, parts: Iterable[str]) -> dict[str, str]:
     """Part of a model folder -> sha256 of its weights, of those of ``parts`` that are there."""
     return {p: read_config(model / p)["sha256"] for p in parts if (model / p).exists()}
+
+
+def config_from(kind: type[Config], values: dict[str, Any]) -> Config:
+    """A dataclass of sizes from plain values; lists, which JSON knows, become tuples again."""
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _read_state(folder: Path) -> tuple[dict[str, torch.Tensor], str]:

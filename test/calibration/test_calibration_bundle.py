@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from wristworld_ros.calibration.bundle import Motion, Sightings, solve, triangulate
-from wristworld_ros.calibration.search import search_mount
+from wristworld_ros.calibration.search import mount_starts, search
 from wristworld_ros.errors import CalibrationError
 from wristworld_ros.types import CameraModel
 
@@ -115,7 +115,7 @@ def test_the_mount_is_found_though_some_points_move_with_the_hand(scene, tilt_de
     )
     turn = pose([np.deg2rad(tilt_deg), 0, 0], [0, 0, 0])
     hands = Motion.of(motion.A @ turn, PERIOD)
-    found = search_mount(joined, hands, (320, 240), 1.0, np.random.default_rng(0))
+    found = search(joined, hands, mount_starts((320, 240), 1.0), np.random.default_rng(0))
     metres, radians = off(found.X[0], np.linalg.inv(turn) @ MOUNT)
     assert metres < 0.01 and radians < 0.02
     assert found.camera.K[0, 0] == pytest.approx(200, rel=0.02)

@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from wristworld_ros.errors import WeightsError
 from wristworld_ros.reconstruction import Reconstructor
-from wristworld_ros.reconstruction.companions import load_companion
 from wristworld_ros.reconstruction.fine_depth import FineDepth, FineDepthConfig
 from wristworld_ros.reconstruction.hand_depth import HandDepth, HandDepthConfig
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model
 from wristworld_ros.reconstruction.reconstructor import ReconstructorConfig
-from wristworld_ros.weights import save_weights
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -95,17 +92,6 @@ def test_the_refined_scene_keeps_its_cameras(network, scene):
     assert scene.size == fine.size == (SIZE, SIZE)
     assert fine.depth.shape[-2:] == (SIZE, SIZE) and scene.depth.shape[-2:] == (SIZE // 2,) * 2
     assert fine.T_base_anchor is scene.T_base_anchor and fine.anchor_K is scene.anchor_K
-
-
-def test_weights_belong_to_one_stage_1(tmp_path, network):
-    assert load_companion(tmp_path / "fine_depth", FineDepth, "ab") is None
-    digest = save_weights(
-        tmp_path / "fine_depth", network, network.config_dict(), {"stage1": "ab" * 32}
-    )
-    loaded = load_companion(tmp_path / "fine_depth", FineDepth, "ab" * 32)
-    assert loaded.config == CONFIG and loaded.sha256 == digest
-    with pytest.raises(WeightsError, match="stage 1 abababababab.*cdcd.*train fine-depth"):
-        load_companion(tmp_path / "fine_depth", FineDepth, "cd" * 32)
 
 
 def test_reconstructor_takes_the_fine_depth(network):

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from wristworld_ros.errors import WeightsError
 from wristworld_ros.reconstruction import Reconstructor
-from wristworld_ros.reconstruction.companions import load_companion
 from wristworld_ros.reconstruction.hand_depth import (
     CloseDepth,
     HandDepth,
@@ -20,7 +18,6 @@ from wristworld_ros.reconstruction.hand_depth import (
 from wristworld_ros.reconstruction.heads import cut_out
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, pixel_rays
 from wristworld_ros.reconstruction.posed_views import paste
-from wristworld_ros.weights import save_weights
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -165,17 +162,6 @@ def test_pasted_values_lie_where_the_cut_out_saw_them(scene, size):
         place = (columns if axis == 0 else rows) + 0.5
         true = (place * SIZE / (W if axis == 0 else H) - 32) / 70
         np.testing.assert_allclose(depth[inside], true, atol=0.5 / 140 + 1e-6)
-
-
-def test_weights_belong_to_one_stage_1(tmp_path, network):
-    assert load_companion(tmp_path / "hand_depth", HandDepth, "ab") is None
-    digest = save_weights(
-        tmp_path / "hand_depth", network, network.config_dict(), {"stage1": "ab" * 32}
-    )
-    loaded = load_companion(tmp_path / "hand_depth", HandDepth, "ab" * 32)
-    assert loaded.config == CONFIG and loaded.sha256 == digest
-    with pytest.raises(WeightsError, match="trained with the stage 1 abababababab.*cdcd.*Train it"):
-        load_companion(tmp_path / "hand_depth", HandDepth, "cd" * 32)
 
 
 def test_reconstructor_takes_the_depth_of_the_cut_outs(network):

@@ -1,51 +1,26 @@
 """Training of depth at full resolution: its losses, that it learns, and its verb."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from wristworld_ros.cli.main import main
-from wristworld_ros.data.simulation.shards import write_shard
-from wristworld_ros.reconstruction.backbone import BackboneConfig
-from wristworld_ros.reconstruction.companions import load_companion
 from wristworld_ros.reconstruction.fine_depth import FineDepth
-from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model
+from wristworld_ros.reconstruction.model import SceneOutput
 from wristworld_ros.training.fine_depth import FineDepthLosses, fine_depth_loss, predict_scene
 from wristworld_ros.training.shard_data import ShardSet
 from wristworld_ros.training.stage1 import above_table
-from wristworld_ros.weights import read_config, save_weights
-
-TINY = BackboneConfig(dim=24, pairs=2, heads=2, stem=(16, 16, 16), kept=(0, 1))
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
-    write_shard(
-        0, "train", folder, frames_per_episode=2, wrist_size=(32, 32), anchor_size=(256, 256),
-        n_anchors=3, shadows=False,
-    )  # fmt: skip
-    return folder
+def batch(companion_shards):
+    return ShardSet(companion_shards, full_depth=True).batch(np.arange(2), np.arange(3))
 
 
-@pytest.fixture(scope="module")
-def batch(shards):
-    return ShardSet(shards, full_depth=True).batch(np.arange(2), np.arange(3))
-
-
-@pytest.fixture(scope="module")
-def stage1():
-    torch.manual_seed(0)
-    return Stage1Model(TINY).eval().requires_grad_(False)
-
-
-def test_known_cameras_stay_where_they_are(stage1, batch):
-    calibrated = predict_scene(stage1, batch, torch.ones(2, 2, dtype=torch.bool))
+def test_known_cameras_stay_where_they_are(tiny_stage1, batch):
+    calibrated = predict_scene(tiny_stage1, batch, torch.ones(2, 2, dtype=torch.bool))
     torch.testing.assert_close(calibrated.T_base_anchor, batch.T_world_anchor)
-    bare = predict_scene(stage1, batch, torch.zeros(2, 2, dtype=torch.bool))
+    bare = predict_scene(tiny_stage1, batch, torch.zeros(2, 2, dtype=torch.bool))
     assert (bare.T_base_anchor - batch.T_world_anchor).abs().max() > 0.01
 
 
@@ -99,20 +74,3 @@ def test_it_sharpens_what_was_smeared(batch):
     whole = 1 / F.interpolate(1 / blurred, scale_factor=2.0, mode="bilinear")
     _, before = fine_depth_loss(whole, torch.full_like(whole, 2.0), batch, FineDepthLosses())
     assert min(errors[-5:]) < 0.7 * before["above_log_error"]
-
-
-def test_the_verb_trains_for_one_stage_1(shards, stage1, tmp_path, capsys):
-    digest = save_weights(tmp_path / "stage1", stage1, stage1.config_dict())
-    arguments = [
-        "train", "fine-depth", "--shards", shards, "--val", shards, "--stage1",
-        tmp_path / "stage1", "--work", tmp_path / "work", "--out", tmp_path / "fine_depth",
-        "--steps", "2", "--batch-size", "1",
-    ]  # fmt: skip
-    assert main([str(a) for a in arguments]) == 0
-    scores = json.loads(capsys.readouterr().out)
-    assert scores["calibrated/absrel_before"] > 0 and scores["rgb/above"] > 0
-    document = read_config(tmp_path / "fine_depth")
-    assert document["stage1"] == digest and document["training"]["loop"]["steps"] == 2
-    assert load_companion(tmp_path / "fine_depth", FineDepth, digest) is not None
-    assert main([str(a) for a in arguments[:6] + arguments[8:]]) == 2
-    assert "fine-depth needs --stage1" in capsys.readouterr().err

@@ -1,17 +1,10 @@
 """Training of the depth around the hand: its truth, its losses, and that it learns."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
-from wristworld_ros.cli.main import main
-from wristworld_ros.data.simulation.shards import write_shard
-from wristworld_ros.reconstruction.backbone import BackboneConfig
-from wristworld_ros.reconstruction.companions import load_companion
 from wristworld_ros.reconstruction.hand_depth import HandDepth, HandDepthConfig
-from wristworld_ros.reconstruction.model import Stage1Model
 from wristworld_ros.training.hand_depth import (
     HandDepthLosses,
     Sample,
@@ -22,35 +15,16 @@ from wristworld_ros.training.hand_depth import (
     within,
 )
 from wristworld_ros.training.shard_data import ShardSet
-from wristworld_ros.weights import read_config, save_weights
-
-TINY = BackboneConfig(dim=24, pairs=2, heads=2, stem=(16, 16, 16), kept=(0, 1))
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
-    write_shard(
-        0, "train", folder, frames_per_episode=2, wrist_size=(32, 32), anchor_size=(256, 256),
-        n_anchors=3, shadows=False,
-    )  # fmt: skip
-    return folder
+def data(companion_shards):
+    return ShardSet(companion_shards, full_depth=True)
 
 
-@pytest.fixture(scope="module")
-def data(shards):
-    return ShardSet(shards, full_depth=True)
-
-
-@pytest.fixture(scope="module")
-def stage1():
-    torch.manual_seed(0)
-    return Stage1Model(TINY).eval().requires_grad_(False)
-
-
-def sample_of(stage1, data):
+def sample_of(tiny_stage1, data):
     batch = data.batch(np.arange(2), np.arange(3))
-    scene = stage1.scene(batch.anchors, batch.anchor_K, batch.T_world_anchor)
+    scene = tiny_stage1.scene(batch.anchors, batch.anchor_K, batch.T_world_anchor)
     return Sample(batch, scene, batch.T_world_wrist, torch.ones(2, dtype=torch.bool))
 
 
@@ -58,13 +32,13 @@ def run(model, sample):
     return model(sample.batch.anchors, sample.scene, sample.T_base_wrist, sample.given)
 
 
-def test_full_depth_holds_the_reduced_one(shards, data):
-    half = ShardSet(shards).arrays["anchor_depth"]
+def test_full_depth_holds_the_reduced_one(companion_shards, data):
+    half = ShardSet(companion_shards).arrays["anchor_depth"]
     np.testing.assert_array_equal(data.arrays["anchor_depth"][:, :, 1::2, 1::2], half)
 
 
-def test_true_depth_of_a_cut_out_is_that_of_its_pixels(stage1, data):
-    sample = sample_of(stage1, data)
+def test_true_depth_of_a_cut_out_is_that_of_its_pixels(tiny_stage1, data):
+    sample = sample_of(tiny_stage1, data)
     close = run(HandDepth(HandDepthConfig(size=48, widths=(16,) * 4)), sample)
     true = true_close_depth(sample.batch, close)
     # Pixels of the cut-out by their rays, in the whole picture's own intrinsics.
@@ -90,9 +64,9 @@ def test_true_depth_of_a_cut_out_is_that_of_its_pixels(stage1, data):
     assert ((true - z).abs()[hand] < 0.11).all()
 
 
-def test_estimated_cameras_do_not_move_the_truth(stage1, data):
+def test_estimated_cameras_do_not_move_the_truth(tiny_stage1, data):
     """What is near the hand is judged by the true cameras, whatever the scene was placed by."""
-    sample = sample_of(stage1, data)
+    sample = sample_of(tiny_stage1, data)
     model = HandDepth(HandDepthConfig(size=48, widths=(16,) * 4))
     moved = torch.eye(4)
     moved[:3, 3] = torch.tensor([0.3, -0.2, 0.1])
@@ -116,8 +90,8 @@ def test_estimated_cameras_do_not_move_the_truth(stage1, data):
     assert (masks[0] == masks[1]).float().mean() > 0.999
 
 
-def test_loss_is_least_at_the_truth_and_the_hand_counts_most(stage1, data):
-    sample = sample_of(stage1, data)
+def test_loss_is_least_at_the_truth_and_the_hand_counts_most(tiny_stage1, data):
+    sample = sample_of(tiny_stage1, data)
     close = run(HandDepth(HandDepthConfig(size=48, widths=(16,) * 4)), sample)
     true = true_close_depth(sample.batch, close)
     hand = within(sample, close, true, HandDepthLosses().hand)
@@ -143,9 +117,9 @@ def test_loss_is_least_at_the_truth_and_the_hand_counts_most(stage1, data):
     assert on_hand == pytest.approx(15 * on_table, rel=0.01)
 
 
-def test_it_learns_a_frame_by_heart(stage1, data):
+def test_it_learns_a_frame_by_heart(tiny_stage1, data):
     torch.manual_seed(0)
-    sample = sample_of(stage1, data)
+    sample = sample_of(tiny_stage1, data)
     model = HandDepth(HandDepthConfig(size=48, widths=(16, 24, 32, 32)))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     errors = []
@@ -167,11 +141,11 @@ def test_known_poses_are_moved_as_far_as_is_said():
     np.testing.assert_allclose(turn.std(0), 0.01, rtol=0.05)
 
 
-def test_a_sample_has_known_or_learned_poses(stage1, data):
+def test_a_sample_has_known_or_learned_poses(tiny_stage1, data):
     generator = torch.Generator().manual_seed(1)
     seen = {True: 0, False: 0}
     for _ in range(6):
-        sample = draw_sample(stage1, data, 1, HandDepthLosses(given=0.5, moved=0), generator)
+        sample = draw_sample(tiny_stage1, data, 1, HandDepthLosses(given=0.5, moved=0), generator)
         given = bool(sample.given[0])
         seen[given] += 1
         off = (sample.T_base_wrist - sample.batch.T_world_wrist)[0, :3, 3].norm()
@@ -179,32 +153,14 @@ def test_a_sample_has_known_or_learned_poses(stage1, data):
     assert min(seen.values()) > 0
 
 
-def test_some_cameras_are_mounted_elsewhere(stage1, data):
+def test_some_cameras_are_mounted_elsewhere(tiny_stage1, data):
     generator = torch.Generator().manual_seed(1)
     losses = HandDepthLosses(given=1.0, moved=0.5, mount_noise=(0.05, 0.2))
     off = []
     for _ in range(10):
-        sample = draw_sample(stage1, data, 4, losses, generator)
+        sample = draw_sample(tiny_stage1, data, 4, losses, generator)
         off += (sample.T_base_wrist - sample.batch.T_world_wrist)[:, :3, 3].norm(dim=1).tolist()
     moved = np.array(off) > 0.02
     assert 0.25 < moved.mean() < 0.75
     assert np.median(np.array(off)[~moved]) < 0.01
     assert np.median(np.array(off)[moved]) == pytest.approx(0.05 * 1.54, rel=0.35)  # of three axes
-
-
-def test_the_verb_trains_for_one_stage_1(shards, stage1, tmp_path, capsys):
-    digest = save_weights(tmp_path / "stage1", stage1, stage1.config_dict())
-    arguments = [
-        "train", "hand-depth", "--shards", shards, "--val", shards, "--stage1",
-        tmp_path / "stage1", "--work", tmp_path / "work", "--out", tmp_path / "hand_depth",
-        "--steps", "2", "--batch-size", "1",
-    ]  # fmt: skip
-    assert main([str(a) for a in arguments]) == 0
-    scores = json.loads(capsys.readouterr().out)
-    assert 0 <= scores["kinematic/kept"] <= 1 and scores["calibrated/mm_median"] > 0
-    document = read_config(tmp_path / "hand_depth")
-    assert document["stage1"] == digest
-    assert document["training"]["loop"]["steps"] == 2
-    assert load_companion(tmp_path / "hand_depth", HandDepth, digest) is not None
-    assert main([str(a) for a in arguments[:6] + arguments[8:]]) == 2
-    assert "needs --stage1" in capsys.readouterr().err

@@ -178,12 +178,12 @@ class Difference:
 
     Attributes:
         translation_m, rotation_deg: between the two poses.
-        focal_percent: between the focal lengths, NaN when the recording states none.
+        focal_percent: between the focal lengths, None when the recording states none.
     """
 
     translation_m: float
     rotation_deg: float
-    focal_percent: float = float("nan")
+    focal_percent: float | None = None
 
 
 def differences(stated: StationCalibration, found: StationCalibration) -> dict[str, Difference]:
@@ -198,7 +198,7 @@ def differences(stated: StationCalibration, found: StationCalibration) -> dict[s
     out = {}
     for name, ((T, camera), (X, sought)) in pairs.items():
         turn = Rotation.from_matrix(T[:3, :3].T @ X[:3, :3]).magnitude()
-        focal = float("nan")
+        focal = None
         if camera is not None and sought is not None:
             # Pictures of one camera in two sizes have one field of view.
             scale = camera.width / sought.width

@@ -19,19 +19,18 @@ _TRIMMED = 0.7
 _TARGET, _DISTANCE = np.array([0.45, 0.0, 0.25]), 1.0
 
 
-def search_mount(
-    s: Sightings,
-    motion: Motion,
-    size: tuple[int, int],
-    aspect: float | None,
-    random: np.random.Generator,
-) -> Solution:
-    """Mount and focal length, roughly, of a camera that looks along the hand within some 45 deg.
+Start = tuple[CameraModel, FloatArray]
+
+
+def mount_starts(size: tuple[int, int], aspect: float | None) -> list[Start]:
+    """A wrist camera at the hand that looks along it, turned in all ways.
 
     Args:
-        s, motion: as of ``wrist_sightings``; a third of the tracks may be anything.
         size: (width, height) of the pictures [px].
         aspect: fy / fx; 1 when None.
+
+    Returns:
+        Intrinsics and poses 1 x 4 x 4.
     """
     starts = []
     for share in _FOCAL_SHARES:
@@ -39,29 +38,17 @@ def search_mount(
             X = np.eye(4)
             X[:3, :3] = Rotation.from_euler("z", roll, degrees=True).as_matrix()
             starts.append((_guess(share, *size, aspect), X[None]))
-    return _best_start(sample_points(s, 200, random), motion, starts)
+    return starts
 
 
-def search_fixed(
-    s: Sightings,
-    motion: Motion,
-    size: tuple[int, int],
-    aspect: float | None,
-    random: np.random.Generator,
-) -> Solution:
-    """Pose and focal length, roughly, of a fixed camera that looks at the workspace.
-
-    Args:
-        s, motion: tracks as if fixed on the hand.
-        size, aspect: as of ``search_mount``.
-    """
-    starts = [
+def fixed_starts(size: tuple[int, int], aspect: float | None) -> list[Start]:
+    """The same of a camera that looks at the workspace from any side."""
+    return [
         (_guess(share, *size, aspect), _looking_from(azimuth, elevation)[None])
         for share in _FOCAL_SHARES
         for azimuth in range(0, 360, 45)
         for elevation in (15, 45)
     ]
-    return _best_start(sample_points(s, 200, random), motion, starts)
 
 
 def sample_points(s: Sightings, count: int, random: np.random.Generator) -> Sightings:
@@ -90,15 +77,17 @@ def _looking_from(azimuth: float, elevation: float) -> FloatArray:
     return T
 
 
-def _best_start(
-    few: Sightings, motion: Motion, starts: Sequence[tuple[CameraModel, FloatArray]]
+def search(
+    s: Sightings, motion: Motion, starts: Sequence[Start], random: np.random.Generator
 ) -> Solution:
     """The start from which most tracks are explained, after some steps on pose and focal length.
 
     Tracks of shadows, fingers and objects that move by themselves fit no camera, and with hundreds
     of pixels each they would decide: every step is taken on the ``_TRIMMED`` best ones, and a start
-    is as good as its median track.
+    is as good as its median track. A third of the tracks may be anything; a mount may be tilted
+    by some 45 deg against its start.
     """
+    few = sample_points(s, 200, random)
 
     def middling(solution: Solution) -> float:
         return float(np.median(track_errors(few, motion, solution, solution.X)))

@@ -25,7 +25,12 @@ from wristworld_ros.calibration.bundle import (
 )
 from wristworld_ros.calibration.contours import align, has_outline
 from wristworld_ros.calibration.recordings import Recording
-from wristworld_ros.calibration.search import sample_points, search_fixed, search_mount
+from wristworld_ros.calibration.search import (
+    fixed_starts,
+    mount_starts,
+    sample_points,
+    search,
+)
 from wristworld_ros.calibration.tracks import (
     Tracks,
     background_shift,
@@ -124,7 +129,7 @@ def calibrate_wrist(
     still = still_pixels(videos)
     s, motion = wrist_sightings(recordings, still)
     random = np.random.default_rng(seed)
-    start = search_mount(s, motion, (width, height), aspect, random)
+    start = search(s, motion, mount_starts((width, height), aspect), random)
     return WristCalibration(_rounds(s, motion, start, aspect, free, points, random)[0], still)
 
 
@@ -173,7 +178,7 @@ def calibrate_fixed(
     here = [i for i, r in enumerate(recordings) if place[r.name] == first]
     s = _joined([tracks[i] for i in here], [len(recordings[i]) for i in here])
     motion = Motion.join([_link_motion(recordings[i], -1, 0) for i in here])
-    solution = search_fixed(s, motion, (width, height), aspect, random)
+    solution = search(s, motion, fixed_starts((width, height), aspect), random)
     s, motion = _all_links(
         [recordings[i] for i in here], [tracks[i] for i in here], [0] * len(here)
     )

@@ -92,9 +92,11 @@ def run(args: argparse.Namespace) -> int:
     }
     for name, by_camera in apart.items():
         for camera, by in by_camera.items():
+            focal = by.focal_percent
             print(
-                f"{name} itself states {camera}: {1e3 * by.translation_m:.1f} mm, "
-                f"{by.rotation_deg:.2f} deg, focal length {by.focal_percent:.2f} % from it"
+                f"{name} itself states {camera}: {1e3 * by.translation_m:.1f} mm and "
+                f"{by.rotation_deg:.2f} deg from what was found"
+                + ("" if focal is None else f", focal length {focal:.2f} %")
             )
     save_calibration(args.out, station_file(result, recordings[-1].name, made))
     print(f"{args.out}: as in {recordings[-1].name}")

@@ -36,8 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--motion",
         default="task",
-        choices=("task", "look-around"),
-        help="bags: a task with words, or motion to calibrate the cameras by",
+        help="bags: task, with words, or look-around, to calibrate the cameras by",
     )
     parser.add_argument("--frames", type=int, default=12, help="shards: frames per episode")
     parser.add_argument("--processes", type=int, default=2, help="shards: processes side by side")

@@ -86,15 +86,22 @@ def _from_shards(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:
 
         return train_autoencoder(args.shards, args.val, args.work, args.out, loop)
     if args.network in ("hand-depth", "fine-depth"):
-        from wristworld_ros.training.fine_depth import train_fine_depth
-        from wristworld_ros.training.hand_depth import train_hand_depth
+        from wristworld_ros.training.companions import train_companion
 
         if args.stage1 is None:
             raise WristWorldError(
                 f"train {args.network} needs --stage1 (weights that it will work on)"
             )
-        train = train_hand_depth if args.network == "hand-depth" else train_fine_depth
-        return train(args.shards, args.val, args.work, args.out, loop, args.stage1, init=args.init)
+        return train_companion(
+            args.network,
+            args.shards,
+            args.val,
+            args.work,
+            args.out,
+            loop,
+            args.stage1,
+            init=args.init,
+        )
     from wristworld_ros.training.stage2 import train_stage2
 
     if args.stage1 is None or args.autoencoder is None:

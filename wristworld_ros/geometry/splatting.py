@@ -23,6 +23,8 @@ OVERLAP = 1.15
 #: An untrusted point hides what lies behind it by more than this, relative to the depth. Less than
 #: that is the same surface with another error.
 OCCLUDER_MARGIN = 0.05
+#: Points closer than this are dropped [m], and the largest half edge of a splat [px].
+NEAR, MAX_RADIUS = 0.02, 6.0
 #: A square of whole pixels reaches as far as the splat's edge less this [px]: half a pixel would
 #: never be too small, three quarters keep outlines where they are in the mean.
 _ROUNDING = 0.75
@@ -35,8 +37,8 @@ def splat(
     camera: CameraModel,
     *,
     min_confidence: float = 0.0,
-    near: float = 0.02,
-    max_radius: float = 6.0,
+    near: float = NEAR,
+    max_radius: float = MAX_RADIUS,
     device: str | torch.device = "cpu",
 ) -> ConditionMap:
     """Draw a cloud as seen by ``camera`` (without lens distortion).
@@ -86,28 +88,23 @@ def splat(
 
 
 def splat_depth(
-    cloud: PointCloud,
-    T_world_camera: FloatArray,
-    camera: CameraModel,
-    *,
-    near: float = 0.02,
-    max_radius: float = 6.0,
+    cloud: PointCloud, T_world_camera: FloatArray, camera: CameraModel
 ) -> NDArray[np.float32]:
-    """Depth alone of ``splat``, H x W [m], 0 in holes; some ten times faster for dense surfaces.
+    """Depth alone of ``splat``, H x W [m], 0 in holes; much faster (benchmarks/bench_splatting.py).
 
     Points are drawn as squares of whole pixels, so that outlines can be off by half a pixel.
     """
     H, W = camera.height, camera.width
     T, K = invert(T_world_camera).astype(np.float32), camera.K.astype(np.float32)
     local = cloud.points @ T[:3, :3].T + T[:3, 3]
-    z = np.maximum(local[:, 2], near)
+    z = np.maximum(local[:, 2], NEAR)
     radius = 0.5 * OVERLAP * np.sqrt(K[0, 0] * K[1, 1]) * cloud.footprint / z
-    reach = np.ceil(radius.clip(0.5, max_radius) - _ROUNDING).astype(np.int64)
+    reach = np.ceil(radius.clip(0.5, MAX_RADIUS) - _ROUNDING).astype(np.int64)
     border = int(reach.max(initial=0))
     column = np.floor(K[0, 0] * local[:, 0] / z + K[0, 2]).astype(np.int64) + border
     row = np.floor(K[1, 1] * local[:, 1] / z + K[1, 2]).astype(np.int64) + border
     height, width = H + 2 * border, W + 2 * border
-    inside = (local[:, 2] > near) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    inside = (local[:, 2] > NEAR) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     nearest = np.full((height, width), np.inf, np.float32)
     for r in np.unique(reach[inside]):
         s = np.flatnonzero(inside & (reach == r))

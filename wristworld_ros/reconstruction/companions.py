@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from torch import nn
 
 from wristworld_ros.errors import WeightsError
-from wristworld_ros.reconstruction.fine_depth import FineDepth
-from wristworld_ros.reconstruction.hand_depth import HandDepth
-from wristworld_ros.weights import load_weights, read_config
-
-Companion = TypeVar("Companion", HandDepth, FineDepth)
+from wristworld_ros.weights import config_from, load_weights, read_config
 
 
-def load_companion(folder: Path, kind: type[Companion], stage1_sha256: str) -> Companion | None:
+class Companion(nn.Module):
+    """Such a network.
+
+    Attributes:
+        config: its sizes, of the dataclass ``sizes``, which the constructor takes.
+        sha256: of the weights, when they come from a file.
+    """
+
+    sizes: ClassVar[type]
+    config: Any
+    sha256: str = ""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+
+    def config_dict(self) -> dict[str, Any]:
+        """Plain values that rebuild the model by ``from_config``."""
+        return asdict(self.config)
+
+    @classmethod
+    def from_config(cls: type[Kind], config: dict[str, Any]) -> Kind:
+        """Rebuild from ``config_dict``."""
+        return cls(config_from(cls.sizes, config))
+
+
+Kind = TypeVar("Kind", bound=Companion)
+
+
+def load_companion(folder: Path, kind: type[Kind], stage1_sha256: str) -> Kind | None:
     """Weights for use with a stage 1 of that sha256; None where the folder is missing.
 
     Raises:

@@ -8,13 +8,13 @@ neighbours, chosen by the picture, as convex upsampling does (Teed and Deng 2020
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wristworld_ros.reconstruction.companions import Companion
 from wristworld_ros.reconstruction.heads import LOG_DEPTH_RANGE, conv
 from wristworld_ros.reconstruction.model import HALVE, SceneOutput, base_plane
 
@@ -37,14 +37,15 @@ class FineDepthConfig:
     steps: tuple[int, ...] = (1, 3)
 
 
-class FineDepth(nn.Module):
+class FineDepth(Companion):
     """A small U-net over each view by itself."""
+
+    config: FineDepthConfig
+    sizes = FineDepthConfig
 
     def __init__(self, config: FineDepthConfig | None = None) -> None:
         super().__init__()
         self.config = config or FineDepthConfig()
-        #: Of the weights, when they come from a file.
-        self.sha256 = ""
         a, b, c = self.config.widths
         self.enter = conv(CLUES, a)
         self.down = nn.ModuleList([conv(a, b, 2), conv(b, c, 2)])
@@ -114,15 +115,3 @@ class FineDepth(nn.Module):
                 if (dy, dx) != (1, 1)
             ]
         return torch.cat(found, 1)
-
-    def config_dict(self) -> dict[str, Any]:
-        """Plain values that rebuild the model by ``from_config``."""
-        return asdict(self.config)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> FineDepth:
-        """Rebuild from ``config_dict``; lists become tuples again."""
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
-        }
-        return cls(FineDepthConfig(**values))

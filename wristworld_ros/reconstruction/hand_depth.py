@@ -7,13 +7,13 @@ hand is rigid: where the wrist camera is says where its surfaces are. Beyond the
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wristworld_ros.reconstruction.companions import Companion
 from wristworld_ros.reconstruction.heads import LOG_DEPTH_RANGE, cut_out, project
 from wristworld_ros.reconstruction.model import SceneOutput, base_plane, pixel_rays
 
@@ -78,18 +78,19 @@ class CloseDepth:
         return torch.where(self.right < 0.5, 2 * EVEN * self.right, likely)
 
 
-class HandDepth(nn.Module):
+class HandDepth(Companion):
     """A small U-net over the cut-outs of all views, which a plane sweep compares with each other.
 
     The sweep is that of multi-view stereo (Yao et al. 2018, arXiv 1804.02505) with the group-wise
     correlation of Guo et al. 2019 (arXiv 1903.04025).
     """
 
+    config: HandDepthConfig
+    sizes = HandDepthConfig
+
     def __init__(self, config: HandDepthConfig | None = None) -> None:
         super().__init__()
         self.config = config or HandDepthConfig()
-        #: Of the weights, when they come from a file.
-        self.sha256 = ""
         a, b, c, d = self.config.widths
         self.enter = _block(4 * CLUES, a)
         self.features = nn.Conv2d(a, self.config.match_groups * self.config.group_width, 1)
@@ -213,18 +214,6 @@ class HandDepth(nn.Module):
             inside[:, :, None],
         ]
         return torch.cat(parts, 2).flatten(0, 1), log_depth, log_middle
-
-    def config_dict(self) -> dict[str, Any]:
-        """Plain values that rebuild the model by ``from_config``."""
-        return asdict(self.config)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> HandDepth:
-        """Rebuild from ``config_dict``; lists become tuples again."""
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
-        }
-        return cls(HandDepthConfig(**values))
 
 
 def likeness(

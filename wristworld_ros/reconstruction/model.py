@@ -35,6 +35,7 @@ from wristworld_ros.reconstruction.pose_encoding import (
     fov_from_intrinsics,
     intrinsics_from_fov,
 )
+from wristworld_ros.weights import config_from
 
 #: Factors of the rows of K when a picture is reduced to half its size.
 HALVE = (0.5, 0.5, 1.0)
@@ -294,11 +295,8 @@ class Stage1Model(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Stage1Model:
-        """Rebuild from ``config_dict``; lists become tuples again."""
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
-        }
-        return cls(BackboneConfig(**values))
+        """Rebuild from ``config_dict``."""
+        return cls(config_from(BackboneConfig, config))
 
 
 def _wrist_points(T_base_wrist: Tensor) -> Tensor:

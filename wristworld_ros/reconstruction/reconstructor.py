@@ -247,6 +247,7 @@ class Reconstructor:
             scene = self._scene(frame, inputs)
         else:
             scene = output = self._whole(inputs)
+        fine = self._fine(inputs, scene)
         clock.lap("network")
         # The network's base frame is the world of calibrated anchors.
         T_base_anchor = [_orthonormal(T) for T in scene.T_base_anchor[0].double().cpu().numpy()]
@@ -257,7 +258,7 @@ class Reconstructor:
         clock.lap("hand")
         geometry = posed_views(
             frame,
-            self._fine(inputs, scene),
+            fine,
             [
                 T_world_base @ T if first is None or v.T_world_camera is None else v.T_world_camera
                 for v, T in zip(frame.views, T_base_anchor, strict=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,12 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wristworld_ros.geometry.depth_fusion import ERROR_SCALE
-from wristworld_ros.reconstruction.fine_depth import FineDepth
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model
-from wristworld_ros.training.loop import LoopConfig, is_main_process, train, training_record
 from wristworld_ros.training.shard_data import Batch, ShardSet
 from wristworld_ros.training.stage1 import KNOWLEDGE, above_table, random_batch
-from wristworld_ros.weights import load_matching, load_weights, read_config, save_weights
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def predict_scene(stage1: Stage1Model, batch: Batch, known: Tensor) -> SceneOutp
 
 @torch.no_grad()
 def evaluate_fine_depth(
-    model: FineDepth, stage1: Stage1Model, data: ShardSet, every: int = 1, size: int = 8
+    model: nn.Module, stage1: Stage1Model, data: ShardSet, every: int = 1, size: int = 8
 ) -> dict[str, float]:
     """AbsRel over every ``every``-th frame of ``data`` with 3 views, by kind of input.
 
@@ -94,47 +90,15 @@ def evaluate_fine_depth(
     return {name: torch.cat(values).mean().item() for name, values in rows.items()}
 
 
-def train_fine_depth(
-    train_folder: Path,
-    val_folder: Path,
-    work: Path,
-    out: Path,
-    loop: LoopConfig,
-    stage1_folder: Path,
-    losses: FineDepthLosses | None = None,
-    init: Path | None = None,
-    evaluate_every: int = 1000,
-) -> dict[str, float]:
-    """Train on shards with the stage 1 of ``stage1_folder``, score on val, write to ``out``.
-
-    ``init`` is a folder of weights to start from.
-    """
-    losses = losses or FineDepthLosses()
-    record = training_record(loop, {"losses": asdict(losses), "episodes": str(train_folder)})
-    torch.manual_seed(loop.seed)
-    stage1 = Stage1Model.from_config(read_config(stage1_folder)["config"])
-    digest = load_weights(stage1_folder, stage1)
-    stage1.eval().requires_grad_(False)
-    model = FineDepth()
-    if init is not None:
-        record["init_from_scratch"] = load_matching(init, model)
-        record["init"] = {k: read_config(init)[k] for k in ("sha256", "training")}
-    data, val = ShardSet(train_folder, full_depth=True), ShardSet(val_folder, full_depth=True)
-
-    def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        batch, known = random_batch(data, loop.batch_size, generator)
-        scene = predict_scene(stage1, batch, known)
-        depth, confidence = net(batch.anchors, scene)
-        return fine_depth_loss(depth, confidence, batch, losses)
-
-    def evaluate(net: nn.Module) -> dict[str, float]:
-        assert isinstance(net, FineDepth)
-        return evaluate_fine_depth(net, stage1, val, every=4)
-
-    ema = train(model, compute, work, loop, evaluate=evaluate, evaluate_every=evaluate_every)
-    model.load_state_dict(ema.state)
-    scores = evaluate_fine_depth(model, stage1, val)
-    if is_main_process():
-        info = {"stage1": digest, "training": record, "scores": {"split": "val", **scores}}
-        save_weights(out, model, model.config_dict(), info)
-    return scores
+def fine_depth_step(
+    net: nn.Module,
+    stage1: Stage1Model,
+    data: ShardSet,
+    size: int,
+    losses: FineDepthLosses,
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss and figures of one random batch of ``size`` frames."""
+    batch, known = random_batch(data, size, generator)
+    depth, confidence = net(batch.anchors, predict_scene(stage1, batch, known))
+    return fine_depth_loss(depth, confidence, batch, losses)

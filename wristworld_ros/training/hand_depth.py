@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wristworld_ros.reconstruction.hand_depth import TOLERANCE, CloseDepth, HandDepth
+from wristworld_ros.reconstruction.hand_depth import TOLERANCE, CloseDepth
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1Output, pixel_rays
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, quaternion_to_matrix
-from wristworld_ros.training.loop import LoopConfig, is_main_process, train, training_record
 from wristworld_ros.training.shard_data import Batch, ShardSet
 from wristworld_ros.training.stage1 import KNOWLEDGE, random_batch
-from wristworld_ros.weights import load_matching, load_weights, read_config, save_weights
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,7 @@ def _mean(values: Tensor, where: Tensor) -> float:
 
 @torch.no_grad()
 def evaluate_hand_depth(
-    model: HandDepth,
+    model: nn.Module,
     stage1: Stage1Model,
     data: ShardSet,
     losses: HandDepthLosses | None = None,
@@ -229,46 +226,15 @@ def evaluate_hand_depth(
     return figures
 
 
-def train_hand_depth(
-    train_folder: Path,
-    val_folder: Path,
-    work: Path,
-    out: Path,
-    loop: LoopConfig,
-    stage1_folder: Path,
-    losses: HandDepthLosses | None = None,
-    init: Path | None = None,
-    evaluate_every: int = 1000,
-) -> dict[str, float]:
-    """Train on shards with the stage 1 of ``stage1_folder``, score on val, write to ``out``.
-
-    ``init`` is a folder of weights to start from.
-    """
-    losses = losses or HandDepthLosses()
-    record = training_record(loop, {"losses": asdict(losses), "episodes": str(train_folder)})
-    torch.manual_seed(loop.seed)
-    stage1 = Stage1Model.from_config(read_config(stage1_folder)["config"])
-    digest = load_weights(stage1_folder, stage1)
-    stage1.eval().requires_grad_(False)
-    model = HandDepth()
-    if init is not None:
-        record["init_from_scratch"] = load_matching(init, model)
-        record["init"] = {k: read_config(init)[k] for k in ("sha256", "training")}
-    data, val = ShardSet(train_folder, full_depth=True), ShardSet(val_folder, full_depth=True)
-
-    def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        sample = draw_sample(stage1, data, loop.batch_size, losses, generator)
-        close = net(sample.batch.anchors, sample.scene, sample.T_base_wrist, sample.given)
-        return hand_depth_loss(close, sample, losses)
-
-    def evaluate(net: nn.Module) -> dict[str, float]:
-        assert isinstance(net, HandDepth)
-        return evaluate_hand_depth(net, stage1, val, losses, every=4)
-
-    ema = train(model, compute, work, loop, evaluate=evaluate, evaluate_every=evaluate_every)
-    model.load_state_dict(ema.state)
-    scores = evaluate_hand_depth(model, stage1, val, losses)
-    if is_main_process():
-        info = {"stage1": digest, "training": record, "scores": {"split": "val", **scores}}
-        save_weights(out, model, model.config_dict(), info)
-    return scores
+def hand_depth_step(
+    net: nn.Module,
+    stage1: Stage1Model,
+    data: ShardSet,
+    size: int,
+    losses: HandDepthLosses,
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss and figures of one random batch of ``size`` frames."""
+    sample = draw_sample(stage1, data, size, losses, generator)
+    close = net(sample.batch.anchors, sample.scene, sample.T_base_wrist, sample.given)
+    return hand_depth_loss(close, sample, losses)
