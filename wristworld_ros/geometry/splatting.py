@@ -4,6 +4,11 @@ Each point covers the pixels that its source pixel covers in the new view, so th
 leaves no pinholes between points and real holes stay holes (mask False), unlike the release's
 fixed 2-px discs on black (method.md, 2 and 5.3). Points that are not trusted are not drawn, but
 what lies behind them is not drawn either: it would count as measured where it cannot be seen.
+
+Which pixels are covered, and by which view, the nearest point decides. Their colour and depth are
+means over all points of that surface, weighted by confidence and by a Gaussian of the footprint's
+size, as in surface splatting (Zwicker et al. 2001): views that err differently average out, and
+enlarged source pixels do not show as blocks.
 """
 
 from __future__ import annotations
@@ -23,6 +28,12 @@ OVERLAP = 1.15
 #: An untrusted point hides what lies behind it by more than this, relative to the depth. Less than
 #: that is the same surface with another error.
 OCCLUDER_MARGIN = 0.05
+#: Standard deviation of the Gaussian that colours are averaged by, in footprints; at least and at
+#: most this [px]; where it is cut off, in standard deviations. Chosen on val.
+BLEND_SIGMA, BLEND_RANGE, BLEND_REACH = 0.6, (0.3, 3.5), 2.0
+#: Points are averaged with the nearest one when they lie less than this behind it, relative to the
+#: depth: views put the same surface several percent apart.
+BLEND_THICKNESS = 0.1
 #: Points closer than this are dropped [m], and the largest half edge of a splat [px].
 NEAR, MAX_RADIUS = 0.02, 6.0
 #: A square of whole pixels reaches as far as the splat's edge less this [px]: half a pixel would
@@ -75,7 +86,20 @@ def splat(
         image = torch.zeros(H, W, 3, dtype=torch.uint8)
         source = torch.full((H, W), -1, dtype=torch.int8)
     else:
+        guessed = view == ROBOT_VIEW
+        index_guessed = guessed[safe] & mask
+        confidence = torch.as_tensor(cloud.confidence, device=device)
         image = colors[safe] * mask[:, None]
+        # Colours that were seen are not mixed with those that were guessed.
+        for kind in (False, True):
+            front = torch.where(index_guessed == kind, depth, 0.0)
+            if not front.any():
+                continue
+            chosen = trusted & (guessed == kind)
+            mean, mean_depth, found = _blended(
+                points, footprint, colors, confidence, chosen, front, K, H, W, near
+            )
+            image[found], depth[found] = mean[found], mean_depth[found]
         source = torch.where(view == ROBOT_VIEW, -2, view.to(torch.int16)).to(torch.int8)
         source = torch.where(mask, source[safe], -1)
     return ConditionMap(
@@ -85,6 +109,63 @@ def splat(
         view=source.reshape(H, W).to(torch.int8).cpu().numpy(),
         camera=camera,
     )
+
+
+def _blended(
+    points: torch.Tensor,
+    footprint: torch.Tensor,
+    colors: torch.Tensor,
+    confidence: torch.Tensor,
+    chosen: torch.Tensor,
+    depth: torch.Tensor,
+    K: torch.Tensor,
+    height: int,
+    width: int,
+    near: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean colours (H*W x 3 uint8) and depth (H*W) of the chosen points that lie on the surface of
+    ``depth`` (H*W, 0 where nothing is to be drawn), and where there are any (H*W bool).
+
+    Depth is a mean of logarithms: errors of depth are relative to it.
+    """
+    z = points[:, 2]
+    front = torch.nonzero((z > near) & chosen & (confidence > 0))[:, 0]
+    z = z[front]
+    u = K[0, 0] * points[front, 0] / z + K[0, 2]
+    v = K[1, 1] * points[front, 1] / z + K[1, 2]
+    sigma = BLEND_SIGMA * torch.sqrt(K[0, 0] * K[1, 1]) * footprint[front] / z
+    sigma = sigma.clamp(*BLEND_RANGE)
+    reach = (BLEND_REACH * sigma).clamp_min(0.5)
+    inside = (u > -reach) & (u < width + reach) & (v > -reach) & (v < height + reach)
+    front, u, v, z, sigma, reach = (a[inside] for a in (front, u, v, z, sigma, reach))
+    values = torch.cat(
+        [colors[front].float(), torch.log(z)[:, None], torch.ones_like(z)[:, None]], 1
+    )
+    values *= confidence[front, None]
+    total = torch.zeros(height * width, 5, device=points.device)
+    limit = depth * (1 + BLEND_THICKNESS)
+    steps = torch.ceil(reach - 0.5).to(torch.int64)
+    for r in torch.unique(steps).tolist():
+        s = torch.nonzero(steps == r)[:, 0]
+        offset = torch.arange(-r, r + 1, device=points.device)
+        column = torch.floor(u[s]).to(torch.int64)[:, None] + offset
+        row = torch.floor(v[s]).to(torch.int64)[:, None] + offset
+        du, dv = column + 0.5 - u[s, None], row + 0.5 - v[s, None]
+        in_column = (du.abs() <= reach[s, None]) & (column >= 0) & (column < width)
+        in_row = (dv.abs() <= reach[s, None]) & (row >= 0) & (row < height)
+        target = row[:, :, None] * width + column[:, None, :]
+        keep = torch.nonzero((in_row[:, :, None] & in_column[:, None, :]).flatten())[:, 0]
+        target = target.flatten()[keep]
+        point = s[keep.div((2 * r + 1) ** 2, rounding_mode="floor")]
+        visible = torch.nonzero(z[point] < limit[target])[:, 0]
+        keep, target, point = keep[visible], target[visible], point[visible]
+        across = torch.exp(-0.5 * (du / sigma[s, None]).square())
+        down = torch.exp(-0.5 * (dv / sigma[s, None]).square())
+        weight = (down[:, :, None] * across[:, None, :]).flatten()[keep]
+        total.index_add_(0, target, weight[:, None] * values[point])
+    found = (total[:, 4] > 0) & (depth > 0)
+    mean = total[:, :4] / total[:, 4:].clamp_min(1e-12)
+    return mean[:, :3].round().to(torch.uint8), torch.exp(mean[:, 3]), found
 
 
 def splat_depth(
