@@ -12,7 +12,7 @@ from wristworld_ros.errors import WristWorldError
 if TYPE_CHECKING:
     from wristworld_ros.training.loop import LoopConfig
 
-HELP = "train autoencoder, stage1, hand-depth, fine-depth or stage2 on simulated shards"
+HELP = "train one network of a model on simulated shards"
 
 #: Defaults that differ by network: steps, batch size, learning rate.
 DEFAULTS = {
@@ -20,6 +20,7 @@ DEFAULTS = {
     "stage1": (4000, 8, 4e-4),
     "hand-depth": (4000, 4, 1e-3),
     "fine-depth": (2500, 4, 2e-3),
+    "locator": (4000, 8, 1e-3),
     "stage2": (6000, 16, 5e-4),
 }
 
@@ -49,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="stage1, stage2: train in bfloat16")
-    parser.add_argument("--init", type=Path, help="stage1, hand-depth, fine-depth: start from them")
+    parser.add_argument("--init", type=Path, help="all but autoencoder and stage2: start here")
     parser.add_argument("--episodes", type=int, help="stage2: use so many of the shards")
-    parser.add_argument("--stage1", type=Path, help="all after stage1: its weights")
+    parser.add_argument("--stage1", type=Path, help="hand-depth, fine-depth, stage2: its weights")
     parser.add_argument("--autoencoder", type=Path, help="stage2: weights of the autoencoder")
 
 
@@ -85,6 +86,10 @@ def _from_shards(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:
         from wristworld_ros.training.autoencoder import train_autoencoder
 
         return train_autoencoder(args.shards, args.val, args.work, args.out, loop)
+    if args.network == "locator":
+        from wristworld_ros.training.locator import train_locator
+
+        return train_locator(args.shards, args.val, args.work, args.out, loop, init=args.init)
     if args.network in ("hand-depth", "fine-depth"):
         from wristworld_ros.training.companions import train_companion
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,12 +83,22 @@ def random_batch(data: ShardSet, size: int, generator: torch.Generator) -> tuple
     index = torch.randint(len(data), (size,), generator=generator).numpy()
     count = int(np.searchsorted(np.cumsum([p for _, p in VIEWS]), uniform(1).item())) + 1
     views = torch.randperm(3, generator=generator)[:count].numpy()
-    batch = data.batch(index, views)
-    gain = 1 + 0.2 * (uniform(size, 1, 3, 1, 1) - 0.5) + 0.3 * (uniform(size, 1, 1, 1, 1) - 0.5)
-    anchors = (batch.anchors * gain).clamp(0, 1) ** (0.8 + 0.4 * uniform(size, 1, 1, 1, 1))
+    batch = coloured(data.batch(index, views), generator)
     draw = uniform(size)
     known = torch.stack([draw < CALIBRATED + INTRINSICS_ONLY, draw < CALIBRATED], 1)
-    return Batch(**{**batch.__dict__, "anchors": anchors}), known
+    return batch, known
+
+
+def coloured(batch: Batch, generator: torch.Generator) -> Batch:
+    """The batch with colours, brightness and contrast of each frame's anchors varied."""
+    size = len(batch.anchors)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    gain = 1 + 0.2 * (uniform(size, 1, 3, 1, 1) - 0.5) + 0.3 * (uniform(size, 1, 1, 1, 1) - 0.5)
+    anchors = (batch.anchors * gain).clamp(0, 1) ** (0.8 + 0.4 * uniform(size, 1, 1, 1, 1))
+    return replace(batch, anchors=anchors)
 
 
 def relative_poses(batch: Batch) -> tuple[Tensor, Tensor]:
