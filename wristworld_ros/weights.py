@@ -19,7 +19,7 @@ from wristworld_ros.errors import WeightsError
 Config = TypeVar("Config")
 FILE, CONFIG = "model.safetensors", "config.json"
 #: Folders of a model that stage 1 is made of; all but the first may be missing.
-STAGE1_PARTS = ("stage1", "hand_depth", "fine_depth")
+STAGE1_PARTS = ("stage1", "hand_depth", "fine_depth", "locator")
 
 
 def sha256_of(path: Path) -> str:

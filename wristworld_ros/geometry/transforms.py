@@ -78,3 +78,14 @@ def pose_error(T_a: FloatArray, T_b: FloatArray) -> tuple[float, float]:
     sine = 0.5 * np.linalg.norm([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]])
     cosine = 0.5 * (np.trace(R) - 1)
     return float(np.linalg.norm(T_a[:3, 3] - T_b[:3, 3])), float(np.arctan2(sine, cosine))
+
+
+def orthonormal(T: NDArray) -> FloatArray:
+    """The rigid transforms (... x 4 x 4) nearest to a network's, whose rotations are rounded."""
+    T = np.asarray(T, np.float64)
+    U, _, Vt = np.linalg.svd(T[..., :3, :3])
+    out = np.zeros_like(T)
+    out[..., :3, :3] = U @ Vt
+    out[..., :3, 3] = T[..., :3, 3]
+    out[..., 3, 3] = 1
+    return out

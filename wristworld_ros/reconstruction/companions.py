@@ -1,4 +1,4 @@
-"""Networks that correct what one stage 1 says: their weights belong to its weights."""
+"""Networks beside stage 1's own; the weights of those that correct it belong to its weights."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Companion(nn.Module):
 Kind = TypeVar("Kind", bound=Companion)
 
 
-def load_companion(folder: Path, kind: type[Kind], stage1_sha256: str) -> Kind | None:
-    """Weights for use with a stage 1 of that sha256; None where the folder is missing.
+def load_companion(folder: Path, kind: type[Kind], stage1_sha256: str | None = None) -> Kind | None:
+    """Weights for use with a stage 1 of that sha256, or with any; None without the folder.
 
     Raises:
         WeightsError: they are truncated, altered, do not fit, or were trained with another stage 1.
@@ -51,7 +51,7 @@ def load_companion(folder: Path, kind: type[Kind], stage1_sha256: str) -> Kind |
     document = read_config(folder)
     model = kind.from_config(document["config"])
     model.sha256 = load_weights(folder, model)
-    if document.get("stage1") != stage1_sha256:
+    if stage1_sha256 is not None and document.get("stage1") != stage1_sha256:
         raise WeightsError(
             f"{folder} was trained with the stage 1 {str(document.get('stage1'))[:12]}, and this "
             f"model has {stage1_sha256[:12]}: it would correct errors that are not made. Train it "

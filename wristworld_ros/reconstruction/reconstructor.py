@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wristworld_ros.errors import CalibrationError, InvalidInputError
 from wristworld_ros.geometry import cloud as clouds
 from wristworld_ros.geometry.splatting import splat
-from wristworld_ros.geometry.transforms import invert
+from wristworld_ros.geometry.transforms import invert, orthonormal
 from wristworld_ros.reconstruction.bundle import Prior
 from wristworld_ros.reconstruction.companions import load_companion
 from wristworld_ros.reconstruction.cross_view import cross_view_error
@@ -23,10 +23,12 @@ from wristworld_ros.reconstruction.fine_depth import FineDepth
 from wristworld_ros.reconstruction.fused_pose import FusedPose
 from wristworld_ros.reconstruction.fusion import MountEstimator
 from wristworld_ros.reconstruction.hand_depth import CloseDepth, HandDepth
+from wristworld_ros.reconstruction.locator import Locator
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1Output
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
 from wristworld_ros.reconstruction.posed_views import PosedViews, body_in_view, paste, posed_views
 from wristworld_ros.reconstruction.pretrained_backbone import BACKBONES, PretrainedBackbone
+from wristworld_ros.reconstruction.refinement import refine
 from wristworld_ros.reconstruction.robot_model import RobotModel
 from wristworld_ros.reconstruction.sights import observe
 from wristworld_ros.reconstruction.views import NetworkInputs, network_inputs, rectified
@@ -97,6 +99,8 @@ class Reconstructor:
         hand_depth: the network for depth around the hand of calibrated anchors; without it depth is
             the whole pictures'.
         fine_depth: the network for depth at full resolution; without it depth has half of it.
+        locator: the network that finds base and hand at full resolution; without it estimated
+            cameras and wrist poses are stage 1's own.
 
     Attributes:
         fused: the state of pose source ``fused``.
@@ -118,6 +122,7 @@ class Reconstructor:
         robot: RobotModel | None = None,
         hand_depth: HandDepth | None = None,
         fine_depth: FineDepth | None = None,
+        locator: Locator | None = None,
     ) -> None:
         if pose_source not in POSE_SOURCES:
             raise InvalidInputError(f"pose source '{pose_source}' is not in {POSE_SOURCES}.")
@@ -136,10 +141,10 @@ class Reconstructor:
         start = mount or Prior.from_sigma(np.eye(4), self.config.mount_sigma)
         self.fused = FusedPose(start, cameras)
         self.robot = robot
-        for network in (hand_depth, fine_depth):
+        for network in (hand_depth, fine_depth, locator):
             if network is not None:
                 network.to(self.device).eval().requires_grad_(False)
-        self.hand_depth, self.fine_depth = hand_depth, fine_depth
+        self.hand_depth, self.fine_depth, self.locator = hand_depth, fine_depth, locator
 
     @property
     def mount_estimator(self) -> MountEstimator | None:
@@ -149,7 +154,8 @@ class Reconstructor:
     @property
     def sha256s(self) -> dict[str, str]:
         """Part of the model -> sha256 of its weights."""
-        parts = {"hand_depth": self.hand_depth, "fine_depth": self.fine_depth}
+        names = ("hand_depth", "fine_depth", "locator")
+        parts = {name: getattr(self, name) for name in names}
         known = {name: part.sha256 for name, part in parts.items() if part is not None}
         return {"stage1": self.sha256, **known}
 
@@ -181,7 +187,7 @@ class Reconstructor:
     ) -> Reconstructor:
         """Load a model folder (the shipped ``mini`` when None).
 
-        It has a folder ``stage1``, and may have ``hand_depth`` and ``fine_depth``.
+        It has a folder ``stage1``, and may have ``hand_depth``, ``fine_depth`` and ``locator``.
 
         Args:
             backbone: ``mini`` (the model folder's own network), ``vggt-1b``, ``da3-small`` or
@@ -227,6 +233,7 @@ class Reconstructor:
             robot=robot,
             hand_depth=load_companion(folder.parent / "hand_depth", HandDepth, digest),
             fine_depth=load_companion(folder.parent / "fine_depth", FineDepth, digest),
+            locator=load_companion(folder.parent / "locator", Locator),
         )
 
     def __call__(self, frame: AnchorFrame) -> Reconstruction:
@@ -250,7 +257,7 @@ class Reconstructor:
         fine = self._fine(inputs, scene)
         clock.lap("network")
         # The network's base frame is the world of calibrated anchors.
-        T_base_anchor = [_orthonormal(T) for T in scene.T_base_anchor[0].double().cpu().numpy()]
+        T_base_anchor = orthonormal(scene.T_base_anchor[0].cpu().numpy())
         first = frame.views[0].T_world_camera if frame.calibrated else None
         T_world_base = (np.eye(4) if first is None else first) @ invert(T_base_anchor[0])
         T_world_wrist, covariance, source = self._wrist_pose(source, frame, output, T_world_base)
@@ -345,7 +352,7 @@ class Reconstructor:
         if source != "kinematic" and output is not None:
             T_base_wrist = decode_pose(output.wrist_pose)[0][0].double().cpu().numpy()
             covariance = self._covariance(frame, output, T_world_base)
-            return T_world_base @ _orthonormal(T_base_wrist), covariance, "learned"
+            return T_world_base @ orthonormal(T_base_wrist), covariance, "learned"
         assert frame.T_world_wrist is not None
         T_world_wrist = frame.T_world_wrist
         if not frame.calibrated:  # a large backbone placed the anchors in the base frame
@@ -388,7 +395,10 @@ class Reconstructor:
 
     def _whole(self, inputs: NetworkInputs) -> Stage1Output:
         with torch.inference_mode():
-            return self.model(*inputs)
+            output = self.model(*inputs)
+            return (
+                output if self.locator is None else refine(self.model, self.locator, inputs, output)
+            )
 
     def predict_depth(
         self, frame: AnchorFrame, estimate: WristEstimate
@@ -476,15 +486,6 @@ class Reconstructor:
         """Coverage times the mean confidence of the points; half where the pose is estimated."""
         points = float(cloud.confidence.mean()) if len(cloud) else 0.0
         return coverage * points * (1.0 if source == "kinematic" else 0.5)
-
-
-def _orthonormal(T: FloatArray) -> FloatArray:
-    """Remove the float32 rounding of a network's rotation."""
-    U, _, Vt = np.linalg.svd(T[:3, :3])
-    out = np.eye(4)
-    out[:3, :3] = U @ Vt
-    out[:3, 3] = T[:3, 3]
-    return out
 
 
 class _Clock:
