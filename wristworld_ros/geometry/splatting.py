@@ -171,9 +171,10 @@ def _blended(
 def splat_depth(
     cloud: PointCloud, T_world_camera: FloatArray, camera: CameraModel
 ) -> NDArray[np.float32]:
-    """Depth alone of ``splat``, H x W [m], 0 in holes; much faster (benchmarks/bench_splatting.py).
+    """Depth alone, H x W [m], 0 in holes; faster than ``splat`` (benchmarks/bench_splatting.py).
 
-    Points are drawn as squares of whole pixels, so that outlines can be off by half a pixel.
+    It is that of the nearest points rather than a mean over their surface. Points are drawn as
+    squares of whole pixels, so that outlines can be off by half a pixel.
     """
     H, W = camera.height, camera.width
     T, K = invert(T_world_camera).astype(np.float32), camera.K.astype(np.float32)

@@ -99,8 +99,7 @@ class Reconstructor:
         hand_depth: the network for depth around the hand of calibrated anchors; without it depth is
             the whole pictures'.
         fine_depth: the network for depth at full resolution; without it depth has half of it.
-        locator: the network that finds base and hand at full resolution; without it estimated
-            cameras and wrist poses are stage 1's own.
+        locator: the network that finds base and hand at full resolution, for estimated poses.
 
     Attributes:
         fused: the state of pose source ``fused``.
@@ -395,10 +394,7 @@ class Reconstructor:
 
     def _whole(self, inputs: NetworkInputs) -> Stage1Output:
         with torch.inference_mode():
-            output = self.model(*inputs)
-            return (
-                output if self.locator is None else refine(self.model, self.locator, inputs, output)
-            )
+            return refine(self.model, self.locator, inputs, self.model(*inputs))
 
     def predict_depth(
         self, frame: AnchorFrame, estimate: WristEstimate

@@ -48,15 +48,18 @@ PRIORS = ScenePriors(camera=(0.3, 0.2), log_focal=0.07)
 
 
 def refine(
-    model: Stage1Model, locator: Locator, inputs: NetworkInputs, output: Stage1Output
+    model: Stage1Model, locator: Locator | None, inputs: NetworkInputs, output: Stage1Output
 ) -> Stage1Output:
     """The output (batch of 1) with anchors and wrist that fit all points, and depth by them.
 
-    Anchors that are known stay as they are. Keypoints in cut-outs (``close``) are the locator's.
+    Anchors that are known stay as they are. Keypoints in cut-outs (``close``) are the locator's;
+    without one, stage 1's own points decide.
     """
     images = inputs.images
     size = (images.shape[-2], images.shape[-1])
     known_K, known_T = (bool(k) for k in inputs.known[0])
+    if known_T and locator is None:
+        return output
     K, T = _numpy(output.anchor_K[0]), orthonormal(_numpy(output.T_base_anchor[0]))
     T_wrist = orthonormal(_numpy(decode_pose(output.wrist_pose)[0][0]))
     # Stage 1 sees pictures of half the size.
@@ -64,12 +67,16 @@ def refine(
     landmarks = _sights(BASE_LANDMARKS, output.landmarks, pixels, np.full(1, 2.0), LANDMARK_TRUST)
     keypoints = _stage1_keypoints(output)
     fit = SceneFit(T, K, T_wrist, np.eye(6), 0.0)
-    for _ in range(PASSES):
-        hand, peaks, cuts = _look(locator, images, fit, "hand")
-        base = [] if known_T else [landmarks, _look(locator, images, fit, "base")[0]]
+    for _ in range(PASSES if locator is not None else 1):
+        base, wrist = [] if known_T else [landmarks], [keypoints]
+        if locator is not None:
+            hand, peaks, cuts = _look(locator, images, fit, "hand")
+            wrist.append(hand)
+            if not known_T:
+                base.append(_look(locator, images, fit, "base")[0])
         fit = fit_scene(
             base,
-            [keypoints, hand],
+            wrist,
             T,
             K,
             T_wrist,
@@ -87,7 +94,9 @@ def refine(
     if not known_T:
         scene = model.scene(images, anchor_K, T_base_anchor)
     T_fit = like.new_tensor(fit.T_base_wrist[None])
-    close, crop_K = _close(peaks, cuts, locator.config.size, anchor_K, T_base_anchor, T_fit)
+    close, crop_K = output.close, output.crop_K
+    if locator is not None:
+        close, crop_K = _close(peaks, cuts, locator.config.size, anchor_K, T_base_anchor, T_fit)
     cameras = encode_pose(T_base_anchor, fov_from_intrinsics(anchor_K, *size))
     return replace(
         output,
