@@ -2,7 +2,8 @@
 
 Each frame is reconstructed once, with geometry drawn at random from what users have, so that the
 generator learns to forgive stage 1: true depth with the true pose, predicted depth with the
-kinematic pose or with a learned one, or everything from RGB alone.
+kinematic pose, with or without the robot's own body, or with a learned one, or everything from RGB
+alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,16 @@ from tqdm import tqdm
 
 from wristworld_ros.data.knowledge import restrict
 from wristworld_ros.data.simulation.shards import DEPTH_STEP, Shard, read_shard
+from wristworld_ros.data.simulation.urdf import robot_urdf
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.reconstruction import Reconstructor
+from wristworld_ros.reconstruction.robot_model import RobotModel
 from wristworld_ros.training.shard_data import shard_files
 from wristworld_ros.types import AnchorFrame, AnchorView
 from wristworld_ros.weights import STAGE1_PARTS, read_digests
 
 #: Kinds of geometry and their share in training.
-SHARES = {"true": 0.25, "kinematic": 0.4, "calibrated": 0.2, "estimated": 0.15}
+SHARES = {"true": 0.2, "robot": 0.2, "kinematic": 0.3, "calibrated": 0.2, "estimated": 0.1}
 #: Share of training samples by number of anchors.
 ANCHORS = {1: 0.15, 2: 0.25, 3: 0.6}
 MIRRORED = {"left": "right", "right": "left"}
@@ -85,6 +89,7 @@ def shard_frame(shard: Shard, t: int) -> AnchorFrame:
         T_world_wrist=shard.T_world_wrist[t],
         wrist_camera=shard.wrist_camera,
         instruction=shard.instruction,
+        joints=dict(zip(shard.joint_names, shard.joint_positions[t].tolist(), strict=True)),
     )
 
 
@@ -165,6 +170,11 @@ def _start(model: str, cache: str, seed: int) -> None:
     _worker.update(reconstructor=Reconstructor.from_pretrained(model), cache=Path(cache), seed=seed)
 
 
+@lru_cache
+def _robot(name: str) -> RobotModel:
+    return RobotModel.from_urdf(robot_urdf(name))
+
+
 def _reconstruct(file: Path) -> None:
     shard = read_shard(file)
     rng = np.random.default_rng([_worker["seed"], shard.seed])
@@ -174,6 +184,7 @@ def _reconstruct(file: Path) -> None:
     geometry = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     count = int(rng.choice(list(ANCHORS), p=list(ANCHORS.values())))
     views = tuple(int(v) for v in rng.permutation(3)[:count])
+    reconstructor.robot = _robot(shard.robot) if geometry == "robot" else None
     for t in range(len(shard)):
         condition = reconstructor(restrict(shard_frame(shard, t), geometry, views)).condition
         images.append(condition.image)

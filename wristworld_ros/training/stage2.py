@@ -19,7 +19,7 @@ from wristworld_ros.generation.pipeline import sample
 from wristworld_ros.generation.text import TextEncoder
 from wristworld_ros.training.conditions import ConditionSet, build_conditions, merged, varied
 from wristworld_ros.training.loop import LoopConfig, is_main_process, train, training_record
-from wristworld_ros.weights import load_weights, read_config, save_weights
+from wristworld_ros.weights import load_matching, load_weights, read_config, save_weights
 
 CLIP = 4  # frames of a training clip
 CLIP_SHARE = 0.3  # of batches; the others hold single frames
@@ -243,8 +243,13 @@ def train_stage2(
     stage1: Path,
     autoencoder_folder: Path,
     limit: int | None = None,
+    init: Path | None = None,
 ) -> dict[str, float]:
-    """Build conditions (of the first ``limit`` episodes), train, evaluate, write the weights."""
+    """Build conditions (of the first ``limit`` episodes), train, evaluate, write the weights.
+
+    Args:
+        init: folder of weights to start from.
+    """
     if stage1.name != "stage1":
         raise InvalidInputError(f"--stage1 {stage1}: give the 'stage1' folder of a model.")
     autoencoder = Autoencoder.from_config(read_config(autoencoder_folder)["config"])
@@ -260,6 +265,9 @@ def train_stage2(
     )
     torch.manual_seed(loop.seed)
     model = Stage2Model()
+    if init is not None:
+        record["init_from_scratch"] = load_matching(init, model)
+        record["init"] = {k: read_config(init)[k] for k in ("sha256", "training")}
     text = TextEncoder(model.config.text_tokens)
 
     def load(name: str, folder: Path, limit: int | None = None) -> ConditionSet:
