@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from wristworld_ros.data.knowledge import restrict
 from wristworld_ros.data.simulation.episode import simulate_episode
@@ -11,7 +12,10 @@ from wristworld_ros.evaluation.baselines import flat_colour, inpainted_splat
 from wristworld_ros.evaluation.fusion import START, evaluate_fusion, evaluate_placing
 from wristworld_ros.evaluation.metrics import psnr
 from wristworld_ros.generation import Generator
+from wristworld_ros.geometry.transforms import invert
 from wristworld_ros.reconstruction import Reconstructor
+from wristworld_ros.reconstruction.pose_encoding import decode_pose
+from wristworld_ros.reconstruction.views import network_inputs
 from wristworld_ros.resources import model_dir
 
 SEED, SPLIT = 100_900, "val"  # not among the episodes that training looked at
@@ -49,7 +53,9 @@ def test_confidence_separates_good_pixels_from_bad_ones(views):
     assert np.concatenate(measured).mean() < 0.7 * np.concatenate(imagined).mean()
 
 
-@pytest.mark.parametrize("part", ["autoencoder", "stage1", "hand_depth", "stage2"])
+@pytest.mark.parametrize(
+    "part", ["autoencoder", "stage1", "hand_depth", "fine_depth", "locator", "stage2"]
+)
 def test_every_part_says_how_it_was_made(part):
     document = json.loads((model_dir("mini") / part / "config.json").read_text())
     assert document["training"]["command"].startswith(f"wristworld train {part.replace('_', '-')} ")
@@ -77,6 +83,25 @@ def test_depth_around_the_hand_brings_near_things_into_the_map():
     share = {name: np.concatenate(parts).mean() for name, parts in right.items()}
     assert share["with"] > 0.3
     assert share["with"] > 2 * share["without"]
+
+
+def test_what_all_anchors_see_together_places_the_wrist_better():
+    """From pictures alone: the joint fit against stage 1's own, one after the other."""
+    together = Reconstructor.from_pretrained(pose_source="learned")
+    errors = {"together": [], "apart": []}
+    for seed in range(SEED, SEED + 6):
+        episode = simulate_episode(seed, SPLIT, n_frames=2)
+        frame = restrict(episode.anchor_frame(1), "estimated")
+        true = invert(episode.T_world_camera[0]) @ episode.T_world_wrist[1]
+        apart = together.model(*network_inputs(frame, 256, 16, torch.device("cpu")))
+        first, wrist = apart.T_base_anchor[0, 0], decode_pose(apart.wrist_pose)[0][0]
+        pose = together(frame).estimate.T_world_wrist
+        for name, T in (
+            ("together", pose),
+            ("apart", (torch.linalg.inv(first) @ wrist).double().numpy()),
+        ):
+            errors[name].append(np.linalg.norm(T[:3, 3] - true[:3, 3]))
+    assert np.median(errors["together"]) < 0.8 * np.median(errors["apart"])
 
 
 def test_anchors_without_a_pose_are_placed_by_the_hand():

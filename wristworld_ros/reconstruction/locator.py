@@ -90,6 +90,7 @@ class Locator(Companion):
             crop = F.grid_sample(images, grid, align_corners=False)
             inside = (grid.abs() <= 1).all(-1)[:, None].to(crop)
         net = self.nets[PARTS.index(part)]
+        assert isinstance(net, _PointNet)
         return locate(net(torch.cat([2 * crop - 1, inside], 1)), net.absent, float(CELL))
 
 

@@ -466,13 +466,10 @@ class Reconstructor:
         self, frame: AnchorFrame, output: Stage1Output, T_world_base: FloatArray
     ) -> FloatArray:
         """6 x 6 of a learned pose in the world frame: the fit's, with the factors of val."""
-        kind = "rgb"
+        t = r = 1.0  # of anchors that are fitted with it ``refine`` knows the factors
         if frame.calibrated:
-            kind = "calibrated"
-        elif all(v.camera is not None for v in frame.views):
-            kind = "intrinsics"
-        score = self.scores.get(f"{kind}/{min(len(frame.views), 3)}", {})
-        t, r = (score.get(f"sigma_factor_{part}", UNMEASURED_FACTOR) for part in "tr")
+            score = self.scores.get(f"calibrated/{min(len(frame.views), 3)}", {})
+            t, r = (score.get(f"sigma_factor_{part}", UNMEASURED_FACTOR) for part in "tr")
         turn = np.kron(np.eye(2), T_world_base[:3, :3])
         scale = np.diag([t] * 3 + [r] * 3)
         fitted = output.wrist_covariance[0].double().cpu().numpy()

@@ -10,18 +10,12 @@ import torch
 from torch import Tensor
 
 from wristworld_ros.geometry.transforms import orthonormal
-from wristworld_ros.reconstruction.heads import (
-    BASE_LANDMARKS,
-    WRIST_KEYPOINTS,
-    Keypoints,
-    project,
-)
+from wristworld_ros.reconstruction.heads import BASE_LANDMARKS, WRIST_KEYPOINTS
 from wristworld_ros.reconstruction.heatmaps import HeatPeaks
 from wristworld_ros.reconstruction.locator import (
     BASE_MIDDLE,
     BASE_POINTS,
     HAND_MIDDLE,
-    CutOuts,
     Locator,
     around,
     in_pictures,
@@ -36,11 +30,13 @@ from wristworld_ros.reconstruction.scene_fit import PointSights, SceneFit, Scene
 from wristworld_ros.reconstruction.views import NetworkInputs
 from wristworld_ros.types import FloatArray
 
-#: How often the locator looks: first by stage 1's poses, then by those that fit.
-PASSES = 2
+#: How often the locator looks, each time where the last fit has base and hand.
+LOOKS = 2
 #: What stated standard deviations are multiplied by, and the least that is added to them [px]. The
 #: errors of one network in one picture go together, so that it counts as one witness, not as many.
 LANDMARK_TRUST, KEYPOINT_TRUST, LOCATOR_TRUST = (1.0, 3.0), (1.6, 1.5), (1.5, 0.5)
+#: How much larger than the fit says errors of translation and rotation are, on val.
+SIGMA_FACTORS = (1.3, 1.5)
 #: Points that are less probably in the picture than this were not seen.
 MIN_VISIBLE = 0.3
 #: What stage 1's own cameras are known to, for a fit whose anchors are free.
@@ -52,71 +48,55 @@ def refine(
 ) -> Stage1Output:
     """The output (batch of 1) with anchors and wrist that fit all points, and depth by them.
 
-    Anchors that are known stay as they are. Keypoints in cut-outs (``close``) are the locator's;
-    without one, stage 1's own points decide.
+    Anchors whose poses are known leave nothing to fit together, and the output as it is. Without a
+    locator stage 1's own points decide.
     """
-    images = inputs.images
-    size = (images.shape[-2], images.shape[-1])
     known_K, known_T = (bool(k) for k in inputs.known[0])
-    if known_T and locator is None:
+    if known_T:
         return output
+    images, like = inputs.images, output.wrist_pose
     K, T = _numpy(output.anchor_K[0]), orthonormal(_numpy(output.T_base_anchor[0]))
-    T_wrist = orthonormal(_numpy(decode_pose(output.wrist_pose)[0][0]))
+    T_wrist = orthonormal(_numpy(decode_pose(like)[0][0]))
     # Stage 1 sees pictures of half the size.
     pixels = 2 * _numpy(output.landmarks.pixels[0])
     landmarks = _sights(BASE_LANDMARKS, output.landmarks, pixels, np.full(1, 2.0), LANDMARK_TRUST)
-    keypoints = _stage1_keypoints(output)
+    base, wrist = [landmarks], [_stage1_keypoints(output)]
     fit = SceneFit(T, K, T_wrist, np.eye(6), 0.0)
-    for _ in range(PASSES if locator is not None else 1):
-        base, wrist = [] if known_T else [landmarks], [keypoints]
-        if locator is not None:
-            hand, peaks, cuts = _look(locator, images, fit, "hand")
-            wrist.append(hand)
-            if not known_T:
-                base.append(_look(locator, images, fit, "base")[0])
+    for look in range(1 + (LOOKS if locator is not None else 0)):
+        more_base, more_wrist = [], []
+        if locator is not None and look > 0:
+            more_base = [_look(locator, images, fit, "base")]
+            more_wrist = [_look(locator, images, fit, "hand")]
         fit = fit_scene(
-            base,
-            wrist,
+            base + more_base,
+            wrist + more_wrist,
             T,
             K,
             T_wrist,
-            free_poses=not known_T,
             free_focal=not known_K,
             priors=PRIORS,
         )
-    like = output.wrist_pose
-    covariance = fit.covariance
-    scene = output
-    if not known_T:
-        turn = np.kron(np.eye(2), fit.T_base_camera[0][:3, :3])
-        covariance = turn @ covariance @ turn.T
     anchor_K, T_base_anchor = like.new_tensor(fit.K[None]), like.new_tensor(fit.T_base_camera[None])
-    if not known_T:
-        scene = model.scene(images, anchor_K, T_base_anchor)
     T_fit = like.new_tensor(fit.T_base_wrist[None])
-    close, crop_K = output.close, output.crop_K
-    if locator is not None:
-        close, crop_K = _close(peaks, cuts, locator.config.size, anchor_K, T_base_anchor, T_fit)
-    cameras = encode_pose(T_base_anchor, fov_from_intrinsics(anchor_K, *size))
+    turn = np.kron(np.diag(SIGMA_FACTORS), fit.T_base_camera[0][:3, :3])
+    scene = model.scene(images, anchor_K, T_base_anchor)
+    fov = fov_from_intrinsics(anchor_K, images.shape[-2], images.shape[-1])
     return replace(
         output,
         depth=scene.depth,
-        confidence=scene.confidence,
+        # Of known anchors depth would be surer than of these.
+        confidence=torch.minimum(scene.confidence, output.confidence),
         first_depth=scene.first_depth,
         T_base_anchor=T_base_anchor,
         anchor_K=anchor_K,
-        cameras=[*output.cameras, cameras],
-        close=close,
-        crop_K=crop_K,
+        cameras=[*output.cameras, encode_pose(T_base_anchor, fov)],
         wrist_pose=encode_pose(T_fit, output.wrist[-1][:, 7:]),
         wrist_fits=(output.wrist_fits[-1], T_fit),
-        wrist_covariance=like.new_tensor(covariance[None]),
+        wrist_covariance=like.new_tensor((turn @ fit.covariance @ turn.T)[None]),
     )
 
 
-def _look(
-    locator: Locator, images: Tensor, fit: SceneFit, part: str
-) -> tuple[PointSights, HeatPeaks, CutOuts]:
+def _look(locator: Locator, images: Tensor, fit: SceneFit, part: str) -> PointSights:
     """What the locator finds of a part, where the fit has it."""
     K, T, T_wrist = (images.new_tensor(x) for x in (fit.K, fit.T_base_camera, fit.T_base_wrist))
     model, middle = BASE_POINTS, images.new_tensor(BASE_MIDDLE)
@@ -127,8 +107,7 @@ def _look(
     peaks = locator(images[0], cuts, part)
     pixels, _ = in_pictures(peaks, cuts, locator.config.size)
     scale = _numpy(2 * cuts.half / locator.config.size)
-    sights = _sights(model, peaks, _numpy(pixels), scale, LOCATOR_TRUST)
-    return sights, peaks, cuts
+    return _sights(model, peaks, _numpy(pixels), scale, LOCATOR_TRUST)
 
 
 def _sights(
@@ -151,29 +130,6 @@ def _stage1_keypoints(output: Stage1Output) -> PointSights:
     pixels = output.close.peaks.pixels[0] @ to_picture[:, :2, :2].mT + to_picture[:, None, :2, 2]
     scale = _numpy(to_picture[:, 0, 0])
     return _sights(WRIST_KEYPOINTS, output.close.peaks, _numpy(pixels), scale, KEYPOINT_TRUST)
-
-
-def _close(
-    peaks: HeatPeaks,
-    cuts: CutOuts,
-    size: int,
-    K: Tensor,
-    T_base_anchor: Tensor,
-    T_base_wrist: Tensor,
-) -> tuple[Keypoints, Tensor]:
-    """The locator's keypoints as ``Stage1Output.close``, and its ``crop_K``."""
-    scale = size / (2 * cuts.half)
-    crop_K = K.clone()
-    crop_K[0, :, :2] *= scale[:, None, None]
-    crop_K[0, :, :2, 2] = (K[0, :, :2, 2] - cuts.middle + cuts.half[:, None]) * scale[:, None]
-    points = (
-        K.new_tensor(WRIST_KEYPOINTS) @ T_base_wrist[:, :3, :3].mT + T_base_wrist[:, None, :3, 3]
-    )
-    batched = replace(
-        peaks,
-        **{n: getattr(peaks, n)[None] for n in ("log_heat", "pixels", "sigma", "visible")},
-    )
-    return Keypoints(batched, project(points, K, T_base_anchor)[1], points), crop_K
 
 
 def _numpy(x: Tensor) -> FloatArray:

@@ -131,7 +131,7 @@ def fit_scene(
         H, g = problem.normal_equations(state)
         while True:
             A = H + damping * np.diag(np.diag(H))
-            step = -np.linalg.solve(A, g)
+            step = np.asarray(-np.linalg.solve(A, g), np.float64)
             step *= min(1.0, MAX_STEP / max(float(np.abs(step).max()), 1e-12))
             moved = problem.moved(state, step)
             new = problem.cost(moved)
