@@ -466,8 +466,8 @@ class Reconstructor:
         self, frame: AnchorFrame, output: Stage1Output, T_world_base: FloatArray
     ) -> FloatArray:
         """6 x 6 of a learned pose in the world frame: the fit's, with the factors of val."""
-        t = r = 1.0  # of anchors that are fitted with it ``refine`` knows the factors
-        if frame.calibrated:
+        t = r = 1.0  # ``refine`` knows its own
+        if frame.calibrated and self.locator is None:
             score = self.scores.get(f"calibrated/{min(len(frame.views), 3)}", {})
             t, r = (score.get(f"sigma_factor_{part}", UNMEASURED_FACTOR) for part in "tr")
         turn = np.kron(np.eye(2), T_world_base[:3, :3])

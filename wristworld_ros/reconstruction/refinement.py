@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from wristworld_ros.geometry.transforms import orthonormal
-from wristworld_ros.reconstruction.heads import BASE_LANDMARKS, WRIST_KEYPOINTS
+from wristworld_ros.reconstruction.heads import (
+    BASE_LANDMARKS,
+    WRIST_KEYPOINTS,
+    Keypoints,
+    project,
+)
 from wristworld_ros.reconstruction.heatmaps import HeatPeaks
 from wristworld_ros.reconstruction.locator import (
     BASE_MIDDLE,
     BASE_POINTS,
     HAND_MIDDLE,
+    CutOuts,
     Locator,
     around,
     in_pictures,
@@ -30,13 +37,12 @@ from wristworld_ros.reconstruction.scene_fit import PointSights, SceneFit, Scene
 from wristworld_ros.reconstruction.views import NetworkInputs
 from wristworld_ros.types import FloatArray
 
-#: How often the locator looks, each time where the last fit has base and hand.
-LOOKS = 2
 #: What stated standard deviations are multiplied by, and the least that is added to them [px]. The
 #: errors of one network in one picture go together, so that it counts as one witness, not as many.
-LANDMARK_TRUST, KEYPOINT_TRUST, LOCATOR_TRUST = (1.0, 3.0), (1.6, 1.5), (1.5, 0.5)
-#: How much larger than the fit says errors of translation and rotation are, on val.
-SIGMA_FACTORS = (1.3, 1.5)
+LANDMARK_TRUST, KEYPOINT_TRUST, LOCATOR_TRUST = (3.0, 6.0), (1.4, 1.2), (1.0, 0.5)
+#: How much larger errors of translation and rotation are than the fit says, on val: with known
+#: anchors, and with estimated ones.
+KNOWN_FACTORS, ESTIMATED_FACTORS = (1.4, 1.7), (1.4, 1.7)
 #: Points that are less probably in the picture than this were not seen.
 MIN_VISIBLE = 0.3
 #: What stage 1's own cameras are known to, for a fit whose anchors are free.
@@ -48,37 +54,58 @@ def refine(
 ) -> Stage1Output:
     """The output (batch of 1) with anchors and wrist that fit all points, and depth by them.
 
-    Anchors whose poses are known leave nothing to fit together, and the output as it is. Without a
-    locator stage 1's own points decide.
+    Anchors that are known stay as they are. Keypoints in cut-outs (``close``) are the locator's;
+    without one, stage 1's own points decide.
     """
     known_K, known_T = (bool(k) for k in inputs.known[0])
-    if known_T:
+    if known_T and locator is None:
         return output
     images, like = inputs.images, output.wrist_pose
-    K, T = _numpy(output.anchor_K[0]), orthonormal(_numpy(output.T_base_anchor[0]))
-    T_wrist = orthonormal(_numpy(decode_pose(like)[0][0]))
+    fit = SceneFit(
+        orthonormal(_numpy(output.T_base_anchor[0])),
+        _numpy(output.anchor_K[0]),
+        orthonormal(_numpy(decode_pose(like)[0][0])),
+        np.eye(6),
+        0.0,
+    )
     # Stage 1 sees pictures of half the size.
     pixels = 2 * _numpy(output.landmarks.pixels[0])
     landmarks = _sights(BASE_LANDMARKS, output.landmarks, pixels, np.full(1, 2.0), LANDMARK_TRUST)
-    base, wrist = [landmarks], [_stage1_keypoints(output)]
-    fit = SceneFit(T, K, T_wrist, np.eye(6), 0.0)
-    for look in range(1 + (LOOKS if locator is not None else 0)):
-        more_base, more_wrist = [], []
-        if locator is not None and look > 0:
-            more_base = [_look(locator, images, fit, "base")]
-            more_wrist = [_look(locator, images, fit, "hand")]
-        fit = fit_scene(
-            base + more_base,
-            wrist + more_wrist,
-            T,
-            K,
-            T_wrist,
+    base, wrist = [] if known_T else [landmarks], [_stage1_keypoints(output)]
+
+    def fitted() -> SceneFit:
+        return fit_scene(
+            base,
+            wrist,
+            fit.T_base_camera,
+            fit.K,
+            fit.T_base_wrist,
+            free_poses=not known_T,
             free_focal=not known_K,
             priors=PRIORS,
         )
+
+    found = None
+    if locator is not None:
+        rough = fit if known_T else fitted()
+        if not known_T:
+            base.append(_look(locator, images, rough, "base").sights)
+        found = _look(locator, images, rough, "hand")
+        wrist.append(found.sights)
+    fit = fitted()
     anchor_K, T_base_anchor = like.new_tensor(fit.K[None]), like.new_tensor(fit.T_base_camera[None])
     T_fit = like.new_tensor(fit.T_base_wrist[None])
-    turn = np.kron(np.diag(SIGMA_FACTORS), fit.T_base_camera[0][:3, :3])
+    output = replace(
+        output,
+        wrist_pose=encode_pose(T_fit, output.wrist[-1][:, 7:]),
+        wrist_fits=(output.wrist_fits[-1], T_fit),
+        wrist_covariance=like.new_tensor(_covariance(fit, known_T)[None]),
+    )
+    if found is not None:
+        close, crop_K = _close(found, anchor_K, T_base_anchor, T_fit)
+        output = replace(output, close=close, crop_K=crop_K)
+    if known_T:
+        return output
     scene = model.scene(images, anchor_K, T_base_anchor)
     fov = fov_from_intrinsics(anchor_K, images.shape[-2], images.shape[-1])
     return replace(
@@ -90,13 +117,25 @@ def refine(
         T_base_anchor=T_base_anchor,
         anchor_K=anchor_K,
         cameras=[*output.cameras, encode_pose(T_base_anchor, fov)],
-        wrist_pose=encode_pose(T_fit, output.wrist[-1][:, 7:]),
-        wrist_fits=(output.wrist_fits[-1], T_fit),
-        wrist_covariance=like.new_tensor((turn @ fit.covariance @ turn.T)[None]),
     )
 
 
-def _look(locator: Locator, images: Tensor, fit: SceneFit, part: str) -> PointSights:
+def _covariance(fit: SceneFit, known: bool) -> FloatArray:
+    """6 x 6 of the wrist's pose in the axes of the base frame, with the factors of val."""
+    turn = np.eye(3) if known else fit.T_base_camera[0][:3, :3]
+    factors = KNOWN_FACTORS if known else ESTIMATED_FACTORS
+    change = np.kron(np.diag(factors), turn)
+    return np.asarray(change @ fit.covariance @ change.T)
+
+
+class _Look(NamedTuple):
+    sights: PointSights
+    peaks: HeatPeaks
+    cuts: CutOuts
+    size: int
+
+
+def _look(locator: Locator, images: Tensor, fit: SceneFit, part: str) -> _Look:
     """What the locator finds of a part, where the fit has it."""
     K, T, T_wrist = (images.new_tensor(x) for x in (fit.K, fit.T_base_camera, fit.T_base_wrist))
     model, middle = BASE_POINTS, images.new_tensor(BASE_MIDDLE)
@@ -107,7 +146,25 @@ def _look(locator: Locator, images: Tensor, fit: SceneFit, part: str) -> PointSi
     peaks = locator(images[0], cuts, part)
     pixels, _ = in_pictures(peaks, cuts, locator.config.size)
     scale = _numpy(2 * cuts.half / locator.config.size)
-    return _sights(model, peaks, _numpy(pixels), scale, LOCATOR_TRUST)
+    sights = _sights(model, peaks, _numpy(pixels), scale, LOCATOR_TRUST)
+    return _Look(sights, peaks, cuts, locator.config.size)
+
+
+def _close(
+    found: _Look, K: Tensor, T_base_anchor: Tensor, T_base_wrist: Tensor
+) -> tuple[Keypoints, Tensor]:
+    """The locator's keypoints as ``Stage1Output.close``, and its ``crop_K``."""
+    _, peaks, cuts, size = found
+    scale = size / (2 * cuts.half)
+    crop_K = K.clone()
+    crop_K[0, :, :2] *= scale[:, None, None]
+    corner = cuts.middle - cuts.half[:, None]
+    crop_K[0, :, :2, 2] = (K[0, :, :2, 2] - corner) * scale[:, None]
+    turned = K.new_tensor(WRIST_KEYPOINTS) @ T_base_wrist[:, :3, :3].mT
+    points = turned + T_base_wrist[:, None, :3, 3]
+    one = {n: getattr(peaks, n)[None] for n in ("log_heat", "pixels", "sigma", "visible")}
+    depth = project(points, K, T_base_anchor)[1]
+    return Keypoints(replace(peaks, **one), depth, points), crop_K
 
 
 def _sights(
