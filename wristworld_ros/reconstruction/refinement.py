@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from wristworld_ros.geometry.transforms import orthonormal
-from wristworld_ros.reconstruction.heads import (
-    BASE_LANDMARKS,
-    WRIST_KEYPOINTS,
-    Keypoints,
-    project,
-)
+from wristworld_ros.reconstruction.heads import BASE_LANDMARKS, WRIST_KEYPOINTS
 from wristworld_ros.reconstruction.heatmaps import HeatPeaks
 from wristworld_ros.reconstruction.locator import (
     BASE_MIDDLE,
     BASE_POINTS,
     HAND_MIDDLE,
-    CutOuts,
     Locator,
     around,
     in_pictures,
@@ -54,8 +47,7 @@ def refine(
 ) -> Stage1Output:
     """The output (batch of 1) with anchors and wrist that fit all points, and depth by them.
 
-    Anchors that are known stay as they are. Keypoints in cut-outs (``close``) are the locator's;
-    without one, stage 1's own points decide.
+    Anchors that are known stay as they are. Without a locator stage 1's own points decide.
     """
     known_K, known_T = (bool(k) for k in inputs.known[0])
     if known_T and locator is None:
@@ -85,13 +77,11 @@ def refine(
             priors=PRIORS,
         )
 
-    found = None
     if locator is not None:
         rough = fit if known_T else fitted()
         if not known_T:
-            base.append(_look(locator, images, rough, "base").sights)
-        found = _look(locator, images, rough, "hand")
-        wrist.append(found.sights)
+            base.append(_look(locator, images, rough, "base"))
+        wrist.append(_look(locator, images, rough, "hand"))
     fit = fitted()
     anchor_K, T_base_anchor = like.new_tensor(fit.K[None]), like.new_tensor(fit.T_base_camera[None])
     T_fit = like.new_tensor(fit.T_base_wrist[None])
@@ -101,9 +91,6 @@ def refine(
         wrist_fits=(output.wrist_fits[-1], T_fit),
         wrist_covariance=like.new_tensor(_covariance(fit, known_T)[None]),
     )
-    if found is not None:
-        close, crop_K = _close(found, anchor_K, T_base_anchor, T_fit)
-        output = replace(output, close=close, crop_K=crop_K)
     if known_T:
         return output
     scene = model.scene(images, anchor_K, T_base_anchor)
@@ -128,14 +115,7 @@ def _covariance(fit: SceneFit, known: bool) -> FloatArray:
     return np.asarray(change @ fit.covariance @ change.T)
 
 
-class _Look(NamedTuple):
-    sights: PointSights
-    peaks: HeatPeaks
-    cuts: CutOuts
-    size: int
-
-
-def _look(locator: Locator, images: Tensor, fit: SceneFit, part: str) -> _Look:
+def _look(locator: Locator, images: Tensor, fit: SceneFit, part: str) -> PointSights:
     """What the locator finds of a part, where the fit has it."""
     K, T, T_wrist = (images.new_tensor(x) for x in (fit.K, fit.T_base_camera, fit.T_base_wrist))
     model, middle = BASE_POINTS, images.new_tensor(BASE_MIDDLE)
@@ -146,25 +126,7 @@ def _look(locator: Locator, images: Tensor, fit: SceneFit, part: str) -> _Look:
     peaks = locator(images[0], cuts, part)
     pixels, _ = in_pictures(peaks, cuts, locator.config.size)
     scale = _numpy(2 * cuts.half / locator.config.size)
-    sights = _sights(model, peaks, _numpy(pixels), scale, LOCATOR_TRUST)
-    return _Look(sights, peaks, cuts, locator.config.size)
-
-
-def _close(
-    found: _Look, K: Tensor, T_base_anchor: Tensor, T_base_wrist: Tensor
-) -> tuple[Keypoints, Tensor]:
-    """The locator's keypoints as ``Stage1Output.close``, and its ``crop_K``."""
-    _, peaks, cuts, size = found
-    scale = size / (2 * cuts.half)
-    crop_K = K.clone()
-    crop_K[0, :, :2] *= scale[:, None, None]
-    corner = cuts.middle - cuts.half[:, None]
-    crop_K[0, :, :2, 2] = (K[0, :, :2, 2] - corner) * scale[:, None]
-    turned = K.new_tensor(WRIST_KEYPOINTS) @ T_base_wrist[:, :3, :3].mT
-    points = turned + T_base_wrist[:, None, :3, 3]
-    one = {n: getattr(peaks, n)[None] for n in ("log_heat", "pixels", "sigma", "visible")}
-    depth = project(points, K, T_base_anchor)[1]
-    return Keypoints(replace(peaks, **one), depth, points), crop_K
+    return _sights(model, peaks, _numpy(pixels), scale, LOCATOR_TRUST)
 
 
 def _sights(
