@@ -1,4 +1,4 @@
-"""Cameras and wrist pose of stage 1 once more, from what the locator finds at full resolution."""
+"""Estimated poses of stage 1 once more: all of them together, with what the locator finds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def refine(
     if known_T and locator is None:
         return output
     images, like = inputs.images, output.wrist_pose
-    fit = SceneFit(
+    start = SceneFit(
         orthonormal(_numpy(output.T_base_anchor[0])),
         _numpy(output.anchor_K[0]),
         orthonormal(_numpy(decode_pose(like)[0][0])),
@@ -69,16 +69,16 @@ def refine(
         return fit_scene(
             base,
             wrist,
-            fit.T_base_camera,
-            fit.K,
-            fit.T_base_wrist,
+            start.T_base_camera,
+            start.K,
+            start.T_base_wrist,
             free_poses=not known_T,
             free_focal=not known_K,
             priors=PRIORS,
         )
 
     if locator is not None:
-        rough = fit if known_T else fitted()
+        rough = start if known_T else fitted()
         if not known_T:
             base.append(_look(locator, images, rough, "base"))
         wrist.append(_look(locator, images, rough, "hand"))
