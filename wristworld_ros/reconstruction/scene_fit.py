@@ -122,8 +122,9 @@ def fit_scene(
             f"got points in {[len(s.pixels) for s in sights]} views, and {K.shape}."
         )
     check_transform(T_base_wrist, "start of the wrist's pose")
-    problem = _Problem(base, wrist, T_base_camera, K, T_base_wrist, priors or ScenePriors())
-    problem.free(free_poses, free_focal)
+    problem = _Problem(
+        base, wrist, T_base_camera, K, T_base_wrist, priors or ScenePriors(), free_poses, free_focal
+    )
     state = problem.start()
     cost = problem.cost(state)
     damping = 1e-3
@@ -166,6 +167,8 @@ class _Problem:
         K: FloatArray,
         T_base_wrist: FloatArray,
         priors: ScenePriors,
+        free_poses: bool = True,
+        free_focal: bool = True,
     ) -> None:
         self.base, self.wrist = list(base), list(wrist)
         self.K, self.first = K, T_base_wrist
@@ -177,11 +180,9 @@ class _Problem:
         self.prior = np.array(
             camera * V + [priors.wrist[0] ** -2] * 3 + [priors.wrist[1] ** -2] * 3
         )
-        self.chosen: NDArray[np.intp] = np.arange(self.size)
-
-    def free(self, poses: bool, focal: bool) -> None:
-        camera = [poses] * 6 + [focal]
-        self.chosen = np.flatnonzero(camera * len(self.K) + [True] * 6)
+        free = [free_poses] * 6 + [free_focal]
+        self.free_poses = free_poses
+        self.chosen: NDArray[np.intp] = np.flatnonzero(free * V + [True] * 6)
 
     def start(self) -> _State:
         return _State(self.anchors, np.zeros(len(self.K)), self.first)
@@ -215,7 +216,8 @@ class _Problem:
         return np.concatenate([cameras.ravel(), T[:3, 3] - self.first[:3, 3], wrist])
 
     def _residuals(self, state: _State, sights: PointSights, moving: bool) -> tuple[NDArray, ...]:
-        """Points in the cameras V x K x 3, and errors V x K x 2 in standard deviations."""
+        """Points from the body's origin K x 3, in the cameras V x K x 3, and their errors V x K x 2
+        in standard deviations."""
         arm = sights.model @ state.T_base_wrist[:3, :3].T if moving else sights.model
         points = arm + state.T_base_wrist[:3, 3] if moving else arm
         T = state.T_camera_base
@@ -254,18 +256,12 @@ class _Problem:
             z = np.maximum(x[..., 2], MIN_DEPTH)
             scale = focal / z[..., None] / sights.sigma[..., None]  # V x K x 2
             xy = x[..., :2] / z[..., None]
-
-            def projected(d_x: FloatArray, scale: FloatArray, xy: FloatArray) -> FloatArray:
-                """V x K x 3 x N -> V x K x 2 x N."""
-                difference = d_x[..., :2, :] - xy[..., None] * d_x[..., 2:, :]
-                return np.asarray(scale[..., None] * difference)
-
             K = len(sights.model)
             d_camera = np.concatenate(
                 [-cross_matrices(x), np.broadcast_to(np.eye(3), (V, K, 3, 3))], -1
             )
             J = np.concatenate(
-                [projected(d_camera, scale, xy), (scale * x[..., :2])[..., None]], -1
+                [_projected(d_camera, scale, xy), (scale * x[..., :2])[..., None]], -1
             )
             parts = [J]
             if moving:
@@ -276,7 +272,7 @@ class _Problem:
                     ],
                     -1,
                 )
-                parts.append(projected(d_wrist, scale, xy))
+                parts.append(_projected(d_wrist, scale, xy))
             J = np.concatenate(parts, -1)
             JW = J * weight[..., None, None]
             products = np.einsum("vkdi,vkdj->vij", JW, J)
@@ -315,7 +311,7 @@ class _Problem:
     def _wrist_covariance(self, state: _State, covariance: FloatArray) -> FloatArray:
         V = len(self.K)
         J = np.zeros((6, self.size))
-        if 0 in self.chosen:  # the anchors are free: in the first one's frame
+        if self.free_poses:  # in the first anchor's frame
             T = state.T_camera_base[0]
             p = T[:3, :3] @ state.T_base_wrist[:3, 3] + T[:3, 3]
             J[:3, :3], J[:3, 3:6] = -cross_matrices(p), np.eye(3)
@@ -324,3 +320,8 @@ class _Problem:
         else:
             J[:, 7 * V :] = np.eye(6)
         return np.asarray(J @ covariance @ J.T)
+
+
+def _projected(d_x: NDArray, scale: NDArray, xy: NDArray) -> FloatArray:
+    """Derivatives V x K x 2 x N of errors from those of points in the cameras, V x K x 3 x N."""
+    return np.asarray(scale[..., None] * (d_x[..., :2, :] - xy[..., None] * d_x[..., 2:, :]))
