@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from wristworld_ros.data.simulation.shards import DEPTH_STEP, read_shard, write_shard
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.resources import model_dir
-from wristworld_ros.training.conditions import ConditionSet, build_conditions, merged, varied
+from wristworld_ros.training.conditions import (
+    ANCHORS,
+    SHARES,
+    ConditionSet,
+    build_conditions,
+    merged,
+    varied,
+)
 from wristworld_ros.training.stage2 import CLIP, channel_weights, draw_clips
 
 FRAMES = 6
@@ -85,7 +93,7 @@ def test_conditions_of_other_weights_are_not_taken(tmp_path):
     with pytest.raises(InvalidInputError, match="no shards"):
         build_conditions(tmp_path, model, cache)
     written = json.loads((cache / "weights.json").read_text())
-    assert set(written) == {"stage1", "hand_depth", "fine_depth"}
+    assert set(written) == {"stage1", "hand_depth", "fine_depth", "locator"}
     (cache / "weights.json").write_text(json.dumps({"stage1": written["stage1"]}))
     with pytest.raises(InvalidInputError, match=r"holds condition maps of .*Remove the folder"):
         build_conditions(tmp_path, model, cache)
@@ -93,3 +101,36 @@ def test_conditions_of_other_weights_are_not_taken(tmp_path):
     (cache / "0.npz").touch()
     with pytest.raises(InvalidInputError, match="of the weights None"):
         build_conditions(tmp_path, model, cache)
+
+
+def test_some_maps_have_the_robots_own_body(tmp_path):
+    """Near the camera, where the gripper is, they are closer to the truth than those without."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_shard(
+        100_003, "val", shards, frames_per_episode=2, wrist_size=(128, 128),
+        anchor_size=(256, 256), n_anchors=3, shadows=True,
+    )  # fmt: skip
+    file = next(shards.glob("*.npz"))
+    number = read_shard(file).seed
+    depth = read_shard(file).wrist_depth * DEPTH_STEP
+    near = (depth > 0) & (depth < 0.15)
+
+    def drawn(geometry):
+        """The first seed that draws this geometry and all three anchors."""
+        for seed in range(1000):
+            rng = np.random.default_rng([seed, number])
+            if rng.choice(list(SHARES), p=list(SHARES.values())) != geometry:
+                continue
+            if rng.choice(list(ANCHORS), p=list(ANCHORS.values())) == 3:
+                return seed
+        raise AssertionError
+
+    errors = {}
+    for geometry in ("robot", "kinematic"):
+        cache = tmp_path / geometry
+        data = build_conditions(shards, model_dir("mini"), cache, seed=drawn(geometry), processes=1)
+        assert (data.views == 3).all()
+        off = np.abs(data.image.astype(float) - data.wrist).mean(-1)
+        errors[geometry] = off[near].mean()
+    assert errors["robot"] < 0.8 * errors["kinematic"]
