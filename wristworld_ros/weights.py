@@ -37,6 +37,7 @@ def save_weights(
     config: dict[str, Any],
     info: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    compact: int | None = None,
 ) -> str:
     """Write ``model.safetensors`` and ``config.json``, each atomically; return the sha256.
 
@@ -45,12 +46,18 @@ def save_weights(
         model: its whole state dict is stored; floating tensors as ``dtype``.
         config: what rebuilds the model.
         info: training command, seed, scores and the like.
+        compact: floating tensors of at least so many values are stored in 8 bits (float8_e4m3fn),
+            for models whose size counts; None: none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        k: (v.to(dtype) if v.is_floating_point() else v).detach().cpu().contiguous()
-        for k, v in model.state_dict().items()
-    }
+
+    def stored(v: torch.Tensor) -> torch.Tensor:
+        if not v.is_floating_point():
+            return v
+        small = compact is not None and v.numel() >= compact
+        return v.to(torch.float8_e4m3fn if small else dtype)
+
+    state = {k: stored(v.detach()).cpu().contiguous() for k, v in model.state_dict().items()}
     partial = folder / (FILE + ".partial")
     save_file(state, partial)
     partial.chmod(0o644)  # safetensors makes it readable by its owner only
@@ -111,7 +118,7 @@ def _read_state(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
         state = load_file(path)
     except (SafetensorError, ValueError) as error:
         raise WeightsError(f"{path} is not a safetensors file ({error}). Restore it.") from None
-    bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    bad = [k for k, v in state.items() if v.is_floating_point() and not v.float().isfinite().all()]
     if bad:
         raise WeightsError(f"{path} holds values that are not finite in {bad[:3]}. Retrain it.")
     return state, digest

@@ -90,3 +90,19 @@ def test_missing_and_broken_config(tmp_path, folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match="missing"):
         load_weights(folder, nn.Linear(5, 3))
+
+
+def test_large_tensors_in_8_bits(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2))
+    save_weights(tmp_path / "small", model, {}, compact=4096)
+    save_weights(tmp_path / "large", model, {})
+    size = {n: (tmp_path / n / "model.safetensors").stat().st_size for n in ("small", "large")}
+    assert size["large"] - size["small"] == 4096
+    loaded = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2))
+    load_weights(tmp_path / "small", loaded)
+    assert loaded[0].weight.dtype == torch.float32
+    # Three bits of mantissa, and eight.
+    torch.testing.assert_close(loaded[0].weight, model[0].weight, rtol=2**-4, atol=2**-10)
+    torch.testing.assert_close(loaded[1].weight, model[1].weight, rtol=2**-8, atol=0)
+    assert not torch.allclose(loaded[0].weight, model[0].weight, rtol=2**-6, atol=0)

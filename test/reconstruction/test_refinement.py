@@ -56,9 +56,14 @@ def test_depth_and_wrist_go_with_the_fitted_anchors(model, locator, views, with_
     with torch.no_grad():
         output = model(*inputs)
         refined = refine(model, locator if with_locator else None, inputs, output)
-        scene = model.scene(inputs.images, refined.anchor_K, refined.T_base_anchor)
+        scene = model.scene(inputs.images, refined.anchor_K, refined.T_base_anchor, inputs.known)
+        told = model.scene(inputs.images, refined.anchor_K, refined.T_base_anchor)
+        # Stage 1's own anchors give its own depth.
+        same = model.scene(inputs.images, output.anchor_K, output.T_base_anchor, inputs.known)
     torch.testing.assert_close(refined.depth, scene.depth)
-    assert (refined.confidence <= output.confidence).all()
+    torch.testing.assert_close(refined.confidence, scene.confidence)
+    assert not torch.allclose(refined.confidence, told.confidence, rtol=1e-3)
+    torch.testing.assert_close(same.depth, output.depth, rtol=1e-3, atol=1e-4)
     T = refined.T_base_anchor[0].double().numpy()
     np.testing.assert_allclose(T, orthonormal(T), atol=1e-5)
     assert not torch.allclose(refined.T_base_anchor, output.T_base_anchor, atol=1e-3)

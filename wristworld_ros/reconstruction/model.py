@@ -190,13 +190,18 @@ class Stage1Model(nn.Module):
             wrist_covariance=fine.covariance,
         )
 
-    def scene(self, images: Tensor, K: Tensor, T_world_camera: Tensor) -> SceneOutput:
-        """Depth alone, for calibrated anchors: the same as ``forward``'s, in less time.
+    def scene(
+        self, images: Tensor, K: Tensor, T_world_camera: Tensor, known: Tensor | None = None
+    ) -> SceneOutput:
+        """Depth alone, by given anchors: for calibrated ones that of ``forward``, in less time.
 
         Args:
             images, K, T_world_camera: as of ``forward``.
+            known: B x 2 as of ``forward``: what of them is more than an estimate, of which the
+                backbone is not told; all of it when None.
         """
-        known = torch.ones(len(images), 2, dtype=torch.bool, device=images.device)
+        if known is None:
+            known = torch.ones(len(images), 2, dtype=torch.bool, device=images.device)
         K = K * images.new_tensor(HALVE)[:, None]
         features, dense, size = self._features(images, K, T_world_camera, known)
         return self._depth(features, dense, K, T_world_camera, size)

@@ -93,13 +93,12 @@ def refine(
     )
     if known_T:
         return output
-    scene = model.scene(images, anchor_K, T_base_anchor)
+    scene = model.scene(images, anchor_K, T_base_anchor, inputs.known)
     fov = fov_from_intrinsics(anchor_K, images.shape[-2], images.shape[-1])
     return replace(
         output,
         depth=scene.depth,
-        # Of known anchors depth would be surer than of these.
-        confidence=torch.minimum(scene.confidence, output.confidence),
+        confidence=scene.confidence,
         first_depth=scene.first_depth,
         T_base_anchor=T_base_anchor,
         anchor_K=anchor_K,
