@@ -26,7 +26,7 @@ from wristworld_ros.training.shard_data import Batch, ShardSet
 from wristworld_ros.training.stage1 import apply, coloured
 from wristworld_ros.weights import load_matching, read_config, save_weights
 
-#: Tensors of at least so many values are stored in 8 bits: two fifths less in all, and as exact on val.
+#: Tensors of at least so many values are stored in 8 bits: two fifths less, and as exact on val.
 COMPACT = 50_000
 
 
