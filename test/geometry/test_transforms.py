@@ -12,6 +12,7 @@ from wristworld_ros.geometry.transforms import (
     from_quaternion,
     interpolate,
     invert,
+    orthonormal,
     pose_error,
     to_quaternion,
 )
@@ -73,3 +74,15 @@ def test_pose_error_is_exact_at_any_angle(angle):
 def test_bad_poses_are_refused(t, q, message):
     with pytest.raises(CalibrationError, match=message):
         from_quaternion(t, q)
+
+
+@given(poses, arrays(np.float64, (4, 4), elements=st.floats(-0.01, 0.01)))
+def test_rounded_rotations_become_rotations_again(T, noise):
+    exact = orthonormal(np.stack([T, T + noise]))
+    np.testing.assert_allclose(exact[0], T, atol=1e-9)
+    R = exact[1, :3, :3]
+    np.testing.assert_allclose(R @ R.T, np.eye(3), atol=1e-9)
+    assert np.linalg.det(R) == pytest.approx(1)
+    assert np.abs(R - T[:3, :3]).max() < 0.05
+    np.testing.assert_allclose(exact[1, :3, 3], (T + noise)[:3, 3])
+    np.testing.assert_array_equal(exact[1, 3], [0, 0, 0, 1])
