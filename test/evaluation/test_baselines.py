@@ -92,7 +92,8 @@ def test_true_geometry_of_a_plane_seen_from_the_anchor_itself():
     view = AnchorView("a", gradient(), 0, camera, np.eye(4), depth)
     condition = true_condition(AnchorFrame(0, (view,)), np.eye(4), camera)
     assert condition.mask.all()
-    assert np.array_equal(condition.image, view.image)
+    # Means over neighbours keep a slope; at the rim they see one side of it only.
+    assert np.abs(condition.image.astype(int) - view.image).max() <= 1
     assert np.allclose(condition.depth, 0.8)
     blind = AnchorView("a", gradient(), 0, camera, np.eye(4))
     assert true_condition(AnchorFrame(0, (blind,)), np.eye(4), camera) is None
