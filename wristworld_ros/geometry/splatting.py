@@ -13,6 +13,9 @@ enlarged source pixels do not show as blocks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 import torch
@@ -71,10 +74,12 @@ def splat(
     K = torch.as_tensor(camera.K.copy(), dtype=torch.float32, device=device)
     points = torch.as_tensor(cloud.points, device=device) @ T[:3, :3].T + T[:3, 3]
     footprint = torch.as_tensor(cloud.footprint, device=device)
-    trusted = torch.as_tensor(cloud.confidence >= min_confidence, device=device)
-    index, depth = _nearest_points(points, footprint, trusted, K, H, W, near, max_radius)
+    confidence = torch.as_tensor(cloud.confidence, device=device)
+    seen = _project(points, footprint, K, H, W, near, max_radius)
+    trusted = confidence[seen.point] >= min_confidence
+    index, depth = _nearest_points(seen.of(trusted), len(cloud), H, W, near, max_radius)
     if not trusted.all():
-        _, occluder = _nearest_points(points, footprint, ~trusted, K, H, W, near, max_radius)
+        _, occluder = _nearest_points(seen.of(~trusted), len(cloud), H, W, near, max_radius)
         hidden = (occluder > 0) & (occluder < depth * (1 - OCCLUDER_MARGIN))
         index[hidden], depth[hidden] = -1, 0.0
 
@@ -87,18 +92,14 @@ def splat(
         source = torch.full((H, W), -1, dtype=torch.int8)
     else:
         guessed = view == ROBOT_VIEW
-        index_guessed = guessed[safe] & mask
-        confidence = torch.as_tensor(cloud.confidence, device=device)
         image = colors[safe] * mask[:, None]
         # Colours that were seen are not mixed with those that were guessed.
         for kind in (False, True):
-            front = torch.where(index_guessed == kind, depth, 0.0)
+            front = torch.where(mask & (guessed[safe] == kind), depth, 0.0)
             if not front.any():
                 continue
-            chosen = trusted & (guessed == kind)
-            mean, mean_depth, found = _blended(
-                points, footprint, colors, confidence, chosen, front, K, H, W, near
-            )
+            chosen = seen.of(trusted & (guessed[seen.point] == kind))
+            mean, mean_depth, found = _blended(chosen, colors, confidence, front, H, W)
             image[found], depth[found] = mean[found], mean_depth[found]
         source = torch.where(view == ROBOT_VIEW, -2, view.to(torch.int16)).to(torch.int8)
         source = torch.where(mask, source[safe], -1)
@@ -111,57 +112,92 @@ def splat(
     )
 
 
-def _blended(
+class _Seen(NamedTuple):
+    """Points before the camera that may reach the picture: which ones (N), where [px], how far [m],
+    and their footprint [px]."""
+
+    point: torch.Tensor
+    u: torch.Tensor
+    v: torch.Tensor
+    z: torch.Tensor
+    size: torch.Tensor
+
+    def of(self, chosen: torch.Tensor) -> _Seen:
+        """Those of them that ``chosen`` (N bool) says."""
+        return _Seen(*(column[chosen] for column in self))
+
+
+def _project(
     points: torch.Tensor,
     footprint: torch.Tensor,
-    colors: torch.Tensor,
-    confidence: torch.Tensor,
-    chosen: torch.Tensor,
-    depth: torch.Tensor,
     K: torch.Tensor,
     height: int,
     width: int,
     near: float,
+    max_radius: float,
+) -> _Seen:
+    z = points[:, 2]
+    index = torch.nonzero(z > near)[:, 0]
+    z = z[index]
+    u = K[0, 0] * points[index, 0] / z + K[0, 2]
+    v = K[1, 1] * points[index, 1] / z + K[1, 2]
+    size = torch.sqrt(K[0, 0] * K[1, 1]) * footprint[index] / z
+    far = max(max_radius, BLEND_REACH * BLEND_RANGE[1])
+    inside = (u > -far) & (u < width + far) & (v > -far) & (v < height + far)
+    return _Seen(index, u, v, z, size).of(inside)
+
+
+def _fragments(
+    seen: _Seen, reach: torch.Tensor, height: int, width: int
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The pixels whose centres lie within ``reach`` (N) [px] of points, along either axis.
+
+    Yields:
+        For n points that reach k pixels: which ones (n), the pixels (n x k x k), whether each is
+        reached and in the picture, and the distances of their centres, n x k x 1 and n x 1 x k.
+    """
+    steps = torch.ceil(reach - 0.5).to(torch.int64)
+    for r in torch.unique(steps).tolist():
+        s = torch.nonzero(steps == r)[:, 0]
+        offset = torch.arange(-r, r + 1, device=reach.device)
+        column = torch.floor(seen.u[s]).to(torch.int64)[:, None] + offset
+        row = torch.floor(seen.v[s]).to(torch.int64)[:, None] + offset
+        du, dv = column + 0.5 - seen.u[s, None], row + 0.5 - seen.v[s, None]
+        in_column = (du.abs() <= reach[s, None]) & (column >= 0) & (column < width)
+        in_row = (dv.abs() <= reach[s, None]) & (row >= 0) & (row < height)
+        target = row[:, :, None] * width + column[:, None, :]
+        yield s, target, in_row[:, :, None] & in_column[:, None, :], dv[:, :, None], du[:, None, :]
+
+
+def _blended(
+    seen: _Seen,
+    colors: torch.Tensor,
+    confidence: torch.Tensor,
+    depth: torch.Tensor,
+    height: int,
+    width: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean colours (H*W x 3 uint8) and depth (H*W) of the chosen points that lie on the surface of
+    """Mean colours (H*W x 3 uint8) and depth (H*W) of the points that lie on the surface of
     ``depth`` (H*W, 0 where nothing is to be drawn), and where there are any (H*W bool).
 
     Depth is a mean of logarithms: errors of depth are relative to it.
     """
-    z = points[:, 2]
-    front = torch.nonzero((z > near) & chosen & (confidence > 0))[:, 0]
-    z = z[front]
-    u = K[0, 0] * points[front, 0] / z + K[0, 2]
-    v = K[1, 1] * points[front, 1] / z + K[1, 2]
-    sigma = BLEND_SIGMA * torch.sqrt(K[0, 0] * K[1, 1]) * footprint[front] / z
-    sigma = sigma.clamp(*BLEND_RANGE)
-    reach = (BLEND_REACH * sigma).clamp_min(0.5)
-    inside = (u > -reach) & (u < width + reach) & (v > -reach) & (v < height + reach)
-    front, u, v, z, sigma, reach = (a[inside] for a in (front, u, v, z, sigma, reach))
+    sigma = (BLEND_SIGMA * seen.size).clamp(*BLEND_RANGE)
     values = torch.cat(
-        [colors[front].float(), torch.log(z)[:, None], torch.ones_like(z)[:, None]], 1
+        [colors[seen.point].float(), torch.log(seen.z)[:, None], torch.ones_like(sigma)[:, None]], 1
     )
-    values *= confidence[front, None]
-    total = torch.zeros(height * width, 5, device=points.device)
+    values *= confidence[seen.point, None]
+    total = torch.zeros(height * width, 5, device=depth.device)
     limit = depth * (1 + BLEND_THICKNESS)
-    steps = torch.ceil(reach - 0.5).to(torch.int64)
-    for r in torch.unique(steps).tolist():
-        s = torch.nonzero(steps == r)[:, 0]
-        offset = torch.arange(-r, r + 1, device=points.device)
-        column = torch.floor(u[s]).to(torch.int64)[:, None] + offset
-        row = torch.floor(v[s]).to(torch.int64)[:, None] + offset
-        du, dv = column + 0.5 - u[s, None], row + 0.5 - v[s, None]
-        in_column = (du.abs() <= reach[s, None]) & (column >= 0) & (column < width)
-        in_row = (dv.abs() <= reach[s, None]) & (row >= 0) & (row < height)
-        target = row[:, :, None] * width + column[:, None, :]
-        keep = torch.nonzero((in_row[:, :, None] & in_column[:, None, :]).flatten())[:, 0]
+    reach = (BLEND_REACH * sigma).clamp_min(0.5)
+    for s, target, inside, dv, du in _fragments(seen, reach, height, width):
+        keep = torch.nonzero(inside.flatten())[:, 0]
         target = target.flatten()[keep]
-        point = s[keep.div((2 * r + 1) ** 2, rounding_mode="floor")]
-        visible = torch.nonzero(z[point] < limit[target])[:, 0]
+        point = s[keep.div(inside[0].numel(), rounding_mode="floor")]
+        visible = torch.nonzero(seen.z[point] < limit[target])[:, 0]
         keep, target, point = keep[visible], target[visible], point[visible]
-        across = torch.exp(-0.5 * (du / sigma[s, None]).square())
-        down = torch.exp(-0.5 * (dv / sigma[s, None]).square())
-        weight = (down[:, :, None] * across[:, None, :]).flatten()[keep]
+        across, down = (torch.exp(-0.5 * (d / sigma[s, None, None]).square()) for d in (du, dv))
+        weight = (down * across).flatten()[keep]
         total.index_add_(0, target, weight[:, None] * values[point])
     found = (total[:, 4] > 0) & (depth > 0)
     mean = total[:, :4] / total[:, 4:].clamp_min(1e-12)
@@ -202,56 +238,32 @@ def splat_depth(
 
 
 def _nearest_points(
-    points: torch.Tensor,
-    footprint: torch.Tensor,
-    chosen: torch.Tensor,
-    K: torch.Tensor,
-    height: int,
-    width: int,
-    near: float,
-    max_radius: float,
+    seen: _Seen, count: int, height: int, width: int, near: float, max_radius: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of the visible one of the chosen points per pixel (H*W, -1 in holes) and its depth
-    (H*W, 0 in holes).
+    """Index of the visible point per pixel (H*W, -1 in holes) and its depth (H*W, 0 in holes).
 
     One integer per fragment holds (surface, distance to the pixel centre, point), so that a single
     scatter-min resolves visibility and then sharpness.
-    """
-    z = points[:, 2]
-    front = torch.nonzero((z > near) & chosen)[:, 0]
-    z = z[front]
-    u = K[0, 0] * points[front, 0] / z + K[0, 2]
-    v = K[1, 1] * points[front, 1] / z + K[1, 2]
-    focal = torch.sqrt(K[0, 0] * K[1, 1])
-    radius = (0.5 * OVERLAP * focal * footprint[front] / z).clamp(0.5, max_radius)
-    inside = (u > -radius) & (u < width + radius) & (v > -radius) & (v < height + radius)
-    front, u, v, z, radius = (a[inside] for a in (front, u, v, z, radius))
 
-    surface = (torch.log(z / near) / SURFACE_THICKNESS).to(torch.int64)
-    best = torch.full((height * width,), _FAR, dtype=torch.int64, device=points.device)
-    reach = torch.ceil(radius - 0.5).to(torch.int64)
-    for r in torch.unique(reach).tolist():
-        s = reach == r
-        offset = torch.arange(-r, r + 1, device=points.device)
-        column = torch.floor(u[s]).to(torch.int64)[:, None] + offset
-        row = torch.floor(v[s]).to(torch.int64)[:, None] + offset
-        du = (column + 0.5 - u[s, None]).abs()
-        dv = (row + 0.5 - v[s, None]).abs()
-        limit = radius[s, None]
-        in_column = (du <= limit) & (column >= 0) & (column < width)
-        in_row = (dv <= limit) & (row >= 0) & (row < height)
+    Args:
+        count: points of the cloud.
+    """
+    radius = (0.5 * OVERLAP * seen.size).clamp(0.5, max_radius)
+    surface = (torch.log(seen.z / near) / SURFACE_THICKNESS).to(torch.int64)
+    best = torch.full((height * width,), _FAR, dtype=torch.int64, device=radius.device)
+    for s, target, inside, dv, du in _fragments(seen, radius, height, width):
         # 8 bits are enough for the distance: splats reach 6 px, steps of 1/16 px^2 saturate.
-        distance = (16 * (du[:, None, :] ** 2 + dv[:, :, None] ** 2)).clamp_max(255)
+        distance = (16 * (du**2 + dv**2)).clamp_max(255)
         key = (
             (surface[s] << 40)[:, None, None]
             | (distance.to(torch.int64) << 32)
-            | front[s][:, None, None]
+            | seen.point[s][:, None, None]
         )
-        target = row[:, :, None] * width + column[:, None, :]
-        keep = in_row[:, :, None] & in_column[:, None, :]
-        best.scatter_reduce_(0, target[keep], key[keep], "amin")
+        best.scatter_reduce_(0, target[inside], key[inside], "amin")
     hit = best != _FAR
     index = torch.where(hit, best & 0xFFFFFFFF, -1)
-    depth = torch.zeros(height * width, device=points.device)
-    depth[hit] = points[index[hit], 2]
+    distances = torch.zeros(count, device=radius.device)
+    distances[seen.point] = seen.z
+    depth = torch.zeros(height * width, device=radius.device)
+    depth[hit] = distances[index[hit]]
     return index, depth
