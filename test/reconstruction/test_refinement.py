@@ -56,10 +56,10 @@ def test_depth_and_wrist_go_with_the_fitted_anchors(model, locator, views, with_
     with torch.no_grad():
         output = model(*inputs)
         refined = refine(model, locator if with_locator else None, inputs, output)
-        scene = model.scene(inputs.images, refined.anchor_K, refined.T_base_anchor, inputs.known)
+        scene = model.depth_by(output, refined.anchor_K, refined.T_base_anchor)
         told = model.scene(inputs.images, refined.anchor_K, refined.T_base_anchor)
         # Stage 1's own anchors give its own depth.
-        same = model.scene(inputs.images, output.anchor_K, output.T_base_anchor, inputs.known)
+        same = model.depth_by(output, output.anchor_K, output.T_base_anchor)
     torch.testing.assert_close(refined.depth, scene.depth)
     torch.testing.assert_close(refined.confidence, scene.confidence)
     assert not torch.allclose(refined.confidence, told.confidence, rtol=1e-3)

@@ -41,7 +41,7 @@ def test_cut_outs_hold_their_part(data, part):
     batch = data.batch(np.arange(2), np.arange(3))
     points, middle = true_points(batch, part)
     K, T = batch.anchor_K.flatten(0, 1), batch.T_world_anchor.flatten(0, 1)
-    cuts = around(middle.repeat_interleave(3, 0), K, T, part)
+    cuts = around(middle.repeat_interleave(3, 0), K, T, (256, 256), part)
     pixels, depth = (x.flatten(0, 1) for x in project(points, batch.anchor_K, batch.T_world_anchor))
     off = (pixels - cuts.middle[:, None]).abs().amax(-1) / cuts.half[:, None]
     assert off.max() < 1.15 and off.median() < 0.7
@@ -57,7 +57,7 @@ def test_rough_cut_outs_are_off_as_stated(data):
     middle = true_points(batch, "hand")[1]
     cuts = rough_cut_outs(batch, middle, "hand", losses, torch.Generator().manual_seed(0))
     K, T = batch.anchor_K.flatten(0, 1), batch.T_world_anchor.flatten(0, 1)
-    exact = around(middle.repeat_interleave(3, 0), K, T, "hand")
+    exact = around(middle.repeat_interleave(3, 0), K, T, (256, 256), "hand")
     shift = (cuts.middle - exact.middle) / exact.half[:, None]
     assert shift.std().item() == pytest.approx(losses.middle_noise, rel=0.15)
     assert (cuts.half / exact.half).log().std().item() == pytest.approx(losses.size_noise, rel=0.15)
@@ -72,6 +72,7 @@ def test_places_go_back_to_the_pictures():
         torch.tensor([[0.0, 0.0, 1.0]]),
         torch.tensor([[[100.0, 0, 32], [0, 100, 32], [0, 0, 1]]]),
         torch.eye(4)[None],
+        (64, 64),
         "base",
     )
     assert small.middle.tolist() == [[32.0, 32.0]] and small.half.item() == pytest.approx(30.0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from wristworld_ros.geometry.transforms import from_quaternion
+from wristworld_ros.reconstruction.backbone import Features
 from wristworld_ros.reconstruction.heads import (
     BASE_LANDMARKS,
     WRIST_KEYPOINTS,
@@ -82,6 +83,8 @@ def perfect(batch):
         wrist_pose=wrist,
         wrist_fits=(batch.T_world_wrist, batch.T_world_wrist),
         wrist_covariance=torch.eye(6)[None],
+        features=Features([], (torch.empty(0),) * 3, (1, 1), 0),
+        dense=torch.empty(0),
     )
 
 

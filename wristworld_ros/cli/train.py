@@ -86,17 +86,9 @@ def _from_shards(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:
         from wristworld_ros.training.autoencoder import train_autoencoder
 
         return train_autoencoder(args.shards, args.val, args.work, args.out, loop)
-    if args.network == "locator":
-        from wristworld_ros.training.locator import train_locator
-
-        return train_locator(args.shards, args.val, args.work, args.out, loop, init=args.init)
-    if args.network in ("hand-depth", "fine-depth"):
+    if args.network in ("hand-depth", "fine-depth", "locator"):
         from wristworld_ros.training.companions import train_companion
 
-        if args.stage1 is None:
-            raise WristWorldError(
-                f"train {args.network} needs --stage1 (weights that it will work on)"
-            )
         return train_companion(
             args.network,
             args.shards,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wristworld_ros.reconstruction.companions import Companion
-from wristworld_ros.reconstruction.heads import LOG_DEPTH_RANGE, conv
+from wristworld_ros.reconstruction.heads import LOG_DEPTH_RANGE, conv, down_and_up
 from wristworld_ros.reconstruction.model import HALVE, SceneOutput, base_plane
 
 #: Channels of the network's input: four pixels' colours, and four clues of depth.
@@ -87,13 +87,7 @@ class FineDepth(Companion):
                 doubt / 4,
             ]
             neighbours = self._neighbours(log_depth)
-        levels = [self.enter(torch.cat(clues, 1))]
-        for layer in self.down:
-            levels.append(layer(levels[-1]))
-        x = levels.pop()
-        for layer in self.up:
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = layer(torch.cat([x, levels.pop()], 1))
+        x = down_and_up(self.enter(torch.cat(clues, 1)), self.down, self.up)
         out = self.out(x).float().unflatten(1, (self.choices + 2, 4))
         weights = out[:, : self.choices].softmax(1)
         log = (weights * neighbours[:, :, None]).sum(1) + CORRECTION_UNIT * out[:, -2]

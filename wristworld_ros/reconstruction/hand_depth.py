@@ -14,7 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wristworld_ros.reconstruction.companions import Companion
-from wristworld_ros.reconstruction.heads import LOG_DEPTH_RANGE, cut_out, project
+from wristworld_ros.reconstruction.heads import (
+    LOG_DEPTH_RANGE,
+    cut_out,
+    double_conv,
+    down_and_up,
+    project,
+)
 from wristworld_ros.reconstruction.model import SceneOutput, base_plane, pixel_rays
 
 #: Channels of the network's input; see ``HandDepth._clues``.
@@ -92,15 +98,19 @@ class HandDepth(Companion):
         super().__init__()
         self.config = config or HandDepthConfig()
         a, b, c, d = self.config.widths
-        self.enter = _block(4 * CLUES, a)
+        self.enter = double_conv(4 * CLUES, a)
         self.features = nn.Conv2d(a, self.config.match_groups * self.config.group_width, 1)
         # Mean and best of the other views.
         costs = 2 * self.config.match_groups * self.config.planes
         last = nn.Conv2d(a, a, 3, 1, 1, bias=False)
         nn.init.zeros_(last.weight)
         self.compare = nn.Sequential(nn.Conv2d(costs, a, 1), nn.GELU(), last)
-        self.down = nn.ModuleList([_block(a, b, 2), _block(b, c, 2), _block(c, d, 2)])
-        self.up = nn.ModuleList([_block(d + c, c), _block(c + b, b), _block(b + a, a)])
+        self.down = nn.ModuleList(
+            [double_conv(a, b, 2), double_conv(b, c, 2), double_conv(c, d, 2)]
+        )
+        self.up = nn.ModuleList(
+            [double_conv(d + c, c), double_conv(c + b, b), double_conv(b + a, a)]
+        )
         self.out = nn.Conv2d(a, 16, 1)
 
     def forward(
@@ -137,13 +147,7 @@ class HandDepth(Companion):
                     self.config.plane_reach,
                 )
             )
-        levels = [x]
-        for layer in self.down:
-            levels.append(layer(levels[-1]))
-        x = levels.pop()
-        for layer in self.up:
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = layer(torch.cat([x, levels.pop()], 1))
+        x = down_and_up(x, self.down, self.up)
         out = F.pixel_shuffle(self.out(x), 2).float().unflatten(0, (B, V))
         # Every pixel shows the hand or what is behind it; a mean of the two is neither.
         hand = out[:, :, 0].sigmoid()
@@ -257,14 +261,3 @@ def likeness(
         cosines.append(product)
     stacked = torch.stack(cosines)
     return torch.cat([stacked.mean(0), stacked.amax(0)], 1).flatten(1, 2)
-
-
-def _block(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(c_in, c_out, 3, stride, 1),
-        nn.GroupNorm(8, c_out),
-        nn.GELU(),
-        nn.Conv2d(c_out, c_out, 3, 1, 1),
-        nn.GroupNorm(8, c_out),
-        nn.GELU(),
-    )

@@ -311,23 +311,40 @@ def cut_out(
     Returns:
         Intrinsics of the cut-outs B x V x 3 x 3, and sampling grids B x V x S x S x 2 in [-1, 1].
     """
-    H, W = size
     with torch.no_grad():
-        pixel, z = project(middle[:, None], K, T_base_camera)
-        pixel, z = pixel[:, :, 0], z[:, :, 0]
-        # A point far outside still gives a finite cut-out, which is black.
-        pixel = pixel.clamp(min=-float(max(size)), max=2.0 * max(size))
-        half = (reach * K[..., 0, 0] / z.clamp_min(0.1)).clamp(8, 2 * max(size))
+        pixel, half = window(middle, K, T_base_camera, size, reach)
         scale = pixels / (2 * half)
         K_crop = K.clone()
         K_crop[..., :2, :] = K[..., :2, :] * scale[..., None, None]
         K_crop[..., :2, 2] = (K[..., :2, 2] - pixel + half[..., None]) * scale[..., None]
-        steps = (torch.arange(pixels, device=K.device) + 0.5) / pixels * 2 - 1
-        v, u = torch.meshgrid(steps, steps, indexing="ij")
-        offset = torch.stack([u, v], -1) * half[..., None, None, None]
-        place = pixel[:, :, None, None] + offset
-        grid = place / place.new_tensor([W, H]) * 2 - 1
-    return K_crop, grid
+        return K_crop, window_grid(pixel, half, size, pixels)
+
+
+def window(
+    middle: Tensor, K: Tensor, T_base_camera: Tensor, size: tuple[int, int], reach: float
+) -> tuple[Tensor, Tensor]:
+    """Where the square around a point is: its middle B x V x 2 and half its edge B x V [px].
+
+    Args:
+        middle, K, T_base_camera, size, reach: as of ``cut_out``.
+    """
+    pixel, z = project(middle[:, None], K, T_base_camera)
+    # A point far outside still gives a finite cut-out, which is black.
+    far = float(max(size))
+    half = reach * K[..., 0, 0] / z[:, :, 0].clamp_min(0.1)
+    return pixel[:, :, 0].clamp(-far, 2 * far), half.clamp(8, 2 * far)
+
+
+def window_grid(middle: Tensor, half: Tensor, size: tuple[int, int], pixels: int) -> Tensor:
+    """Sampling grids ... x S x S x 2 in [-1, 1] of squares of S = ``pixels``.
+
+    Args:
+        middle, half: ... x 2 and ... [px]; size: (H, W) of the pictures.
+    """
+    steps = (torch.arange(pixels, device=half.device) + 0.5) / pixels * 2 - 1
+    v, u = torch.meshgrid(steps, steps, indexing="ij")
+    place = middle[..., None, None, :] + torch.stack([u, v], -1) * half[..., None, None, None]
+    return place / place.new_tensor([size[1], size[0]]) * 2 - 1
 
 
 def project(points: Tensor, K: Tensor, T_base_camera: Tensor) -> tuple[Tensor, Tensor]:
@@ -348,6 +365,24 @@ def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1), nn.GroupNorm(8, c_out), nn.GELU())
 
 
+def double_conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
+    """Twice ``conv``; the first one has the stride."""
+    return nn.Sequential(*conv(c_in, c_out, stride), *conv(c_out, c_out))
+
+
+def down_and_up(x: Tensor, down: nn.ModuleList, up: nn.ModuleList) -> Tensor:
+    """Through a U-net: each layer of ``up`` sees the doubled output of the last one, and what went
+    into the layer of ``down`` at its size."""
+    levels = [x]
+    for layer in down:
+        levels.append(layer(levels[-1]))
+    x = levels.pop()
+    for layer in up:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        x = layer(torch.cat([x, levels.pop()], 1))
+    return x
+
+
 class DepthHead(nn.Module):
     """Depth along z and its confidence.
 
@@ -361,25 +396,14 @@ class DepthHead(nn.Module):
         c2, c4, c8 = config.stem
         self.channels = 2 * width
         self.tokens = nn.Linear(2 * config.dim * len(config.kept), 4 * width)
-        self.up8 = self._fuse(4 * width + c8, 4 * width)
-        self.up4 = self._fuse(4 * width + c4, 2 * width)
+        self.up8 = double_conv(4 * width + c8, 4 * width)
+        self.up4 = double_conv(4 * width + c4, 2 * width)
         self.first = nn.Conv2d(2 * width, 1, 1)
         self.volume = CostVolume(2 * width)
-        self.compare = self._fuse(2 * width + self.volume.channels + 2, 2 * width)
-        self.up2 = self._fuse(2 * width + c2 + 2, width)
+        self.compare = double_conv(2 * width + self.volume.channels + 2, 2 * width)
+        self.up2 = double_conv(2 * width + c2 + 2, width)
         self.out = nn.Conv2d(width, 8, 3, 1, 1)
         self.shuffle = nn.PixelShuffle(2)
-
-    @staticmethod
-    def _fuse(c_in: int, c_out: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(c_in, c_out, 3, 1, 1),
-            nn.GroupNorm(8, c_out),
-            nn.GELU(),
-            nn.Conv2d(c_out, c_out, 3, 1, 1),
-            nn.GroupNorm(8, c_out),
-            nn.GELU(),
-        )
 
     def decode(self, features: Features) -> Tensor:
         """Features B x V x channels x H/4 x W/4 for this and other dense heads."""

@@ -16,11 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wristworld_ros.reconstruction.companions import Companion
-from wristworld_ros.reconstruction.heads import WRIST_KEYPOINTS
+from wristworld_ros.reconstruction.heads import (
+    WRIST_KEYPOINTS,
+    double_conv,
+    down_and_up,
+    window,
+    window_grid,
+)
 from wristworld_ros.reconstruction.heatmaps import HeatPeaks, locate
 
-#: Points fixed to the robot's base [m]: its foot and its shoulder, on the axis and around it.
 _ROUND = ((0.14, 0.0), (-0.14, 0.0), (0.0, 0.14), (0.0, -0.14))
+#: Points fixed to the robot's base [m]: its foot and its shoulder, on the axis and around it.
 BASE_POINTS = (
     *((0.0, 0.0, z) for z in (0.0, 0.15, 0.3)),
     *((x, y, z) for z in (0.0, 0.3) for x, y in _ROUND),
@@ -79,14 +85,9 @@ class Locator(Companion):
             N x K peaks; ``pixels``, ``sigma`` and ``cell`` are those of the cut-outs, see
             ``in_pictures``.
         """
-        H, W = images.shape[-2:]
-        S = self.config.size
+        size = (images.shape[-2], images.shape[-1])
         with torch.no_grad():
-            steps = (torch.arange(S, device=images.device) + 0.5) / S * 2 - 1
-            v, u = torch.meshgrid(steps, steps, indexing="ij")
-            offset = torch.stack([u, v], -1) * cut_outs.half[:, None, None, None]
-            place = cut_outs.middle[:, None, None] + offset
-            grid = place / place.new_tensor([W, H]) * 2 - 1
+            grid = window_grid(*cut_outs, size, self.config.size)
             crop = F.grid_sample(images, grid, align_corners=False)
             inside = (grid.abs() <= 1).all(-1)[:, None].to(crop)
         net = self.nets[PARTS.index(part)]
@@ -98,32 +99,19 @@ class _PointNet(nn.Module):
     def __init__(self, widths: tuple[int, int, int, int], points: int) -> None:
         super().__init__()
         a, b, c, d = widths
-        self.enter = _block(16, a)
-        self.down = nn.ModuleList([_block(a, b, 2), _block(b, c, 2), _block(c, d, 2)])
-        self.up = nn.ModuleList([_block(d + c, c), _block(c + b, b), _block(b + a, a)])
+        self.enter = double_conv(16, a)
+        self.down = nn.ModuleList(
+            [double_conv(a, b, 2), double_conv(b, c, 2), double_conv(c, d, 2)]
+        )
+        self.up = nn.ModuleList(
+            [double_conv(d + c, c), double_conv(c + b, b), double_conv(b + a, a)]
+        )
         self.out = nn.Conv2d(a, points, 1)
         self.absent = nn.Parameter(torch.zeros(points))
 
     def forward(self, x: Tensor) -> Tensor:
-        levels = [self.enter(F.pixel_unshuffle(x, CELL))]
-        for layer in self.down:
-            levels.append(layer(levels[-1]))
-        x = levels.pop()
-        for layer in self.up:
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = layer(torch.cat([x, levels.pop()], 1))
+        x = down_and_up(self.enter(F.pixel_unshuffle(x, CELL)), self.down, self.up)
         return self.out(x).float()
-
-
-def _block(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(c_in, c_out, 3, stride, 1),
-        nn.GroupNorm(8, c_out),
-        nn.GELU(),
-        nn.Conv2d(c_out, c_out, 3, 1, 1),
-        nn.GroupNorm(8, c_out),
-        nn.GELU(),
-    )
 
 
 def in_pictures(peaks: HeatPeaks, cut_outs: CutOuts, size: int) -> tuple[Tensor, Tensor]:
@@ -137,17 +125,15 @@ def in_pictures(peaks: HeatPeaks, cut_outs: CutOuts, size: int) -> tuple[Tensor,
     return peaks.pixels * scale[:, None, None] + corner[:, None], peaks.sigma * scale[:, None]
 
 
-def around(middle: Tensor, K: Tensor, T_base_camera: Tensor, part: str) -> CutOuts:
+def around(
+    middle: Tensor, K: Tensor, T_base_camera: Tensor, size: tuple[int, int], part: str
+) -> CutOuts:
     """Cut-outs of a part by cameras.
 
     Args:
         middle: N x 3 of the part in the base frame [m].
-        K, T_base_camera: N x 3 x 3 [px], N x 4 x 4.
+        K, T_base_camera: N x 3 x 3 [px], N x 4 x 4; size: (H, W) of the pictures.
     """
-    x = torch.einsum("nji,nj->ni", T_base_camera[:, :3, :3], middle - T_base_camera[:, :3, 3])
-    z = x[:, 2].clamp_min(0.1)
-    focal = torch.stack([K[:, 0, 0], K[:, 1, 1]], -1)
     reach = REACHES[PARTS.index(part)]
-    return CutOuts(
-        x[:, :2] / z[:, None] * focal + K[:, :2, 2], (reach * focal[:, 0] / z).clamp(8, 1024)
-    )
+    pixel, half = window(middle, K[:, None], T_base_camera[:, None], size, reach)
+    return CutOuts(pixel[:, 0], half[:, 0])

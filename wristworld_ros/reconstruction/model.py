@@ -87,6 +87,7 @@ class Stage1Output(SceneOutput):
         wrist_fits: B x 4 x 4 wrist to base that fit ``keypoints`` and ``close``.
         wrist_covariance: B x 6 x 6 of (translation [m], rotation [rad]) in the base frame, up to
             the factors that ``scores`` of the weights hold.
+        features, dense: of the pictures, for ``Stage1Model.depth_by``.
     """
 
     cameras: list[Tensor]
@@ -98,6 +99,8 @@ class Stage1Output(SceneOutput):
     wrist_pose: Tensor
     wrist_fits: tuple[Tensor, Tensor]
     wrist_covariance: Tensor
+    features: Features
+    dense: Tensor
 
     @property
     def anchor_encoding(self) -> Tensor:
@@ -188,23 +191,30 @@ class Stage1Model(nn.Module):
             wrist_pose=encode_pose(fine.T, wrist[-1][:, 7:]),
             wrist_fits=(coarse.T, fine.T),
             wrist_covariance=fine.covariance,
+            features=features,
+            dense=dense,
         )
 
-    def scene(
-        self, images: Tensor, K: Tensor, T_world_camera: Tensor, known: Tensor | None = None
-    ) -> SceneOutput:
-        """Depth alone, by given anchors: for calibrated ones that of ``forward``, in less time.
+    def scene(self, images: Tensor, K: Tensor, T_world_camera: Tensor) -> SceneOutput:
+        """Depth alone, for calibrated anchors: the same as ``forward``'s, in less time.
 
         Args:
             images, K, T_world_camera: as of ``forward``.
-            known: B x 2 as of ``forward``: what of them is more than an estimate, of which the
-                backbone is not told; all of it when None.
         """
-        if known is None:
-            known = torch.ones(len(images), 2, dtype=torch.bool, device=images.device)
+        known = torch.ones(len(images), 2, dtype=torch.bool, device=images.device)
         K = K * images.new_tensor(HALVE)[:, None]
         features, dense, size = self._features(images, K, T_world_camera, known)
         return self._depth(features, dense, K, T_world_camera, size)
+
+    def depth_by(self, output: Stage1Output, K: Tensor, T_base_anchor: Tensor) -> SceneOutput:
+        """Depth again, by better estimates of the anchors than those of ``output``.
+
+        Args:
+            K, T_base_anchor: B x V x 3 x 3 [px of the pictures], B x V x 4 x 4.
+        """
+        K = K * K.new_tensor(HALVE)[:, None]
+        size = (output.depth.shape[-2], output.depth.shape[-1])
+        return self._depth(output.features, output.dense, K, T_base_anchor, size)
 
     def _features(
         self, images: Tensor, K: Tensor | None, T_world_camera: Tensor | None, known: Tensor | None

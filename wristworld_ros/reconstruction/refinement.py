@@ -93,7 +93,7 @@ def refine(
     )
     if known_T:
         return output
-    scene = model.scene(images, anchor_K, T_base_anchor, inputs.known)
+    scene = model.depth_by(output, anchor_K, T_base_anchor)
     fov = fov_from_intrinsics(anchor_K, images.shape[-2], images.shape[-1])
     return replace(
         output,
@@ -121,7 +121,8 @@ def _look(locator: Locator, images: Tensor, fit: SceneFit, part: str) -> PointSi
     if part == "hand":
         model = WRIST_KEYPOINTS
         middle = T_wrist[:3, :3] @ images.new_tensor(HAND_MIDDLE) + T_wrist[:3, 3]
-    cuts = around(middle.expand(len(K), 3), K, T, part)
+    size = (images.shape[-2], images.shape[-1])
+    cuts = around(middle.expand(len(K), 3), K, T, size, part)
     peaks = locator(images[0], cuts, part)
     pixels, _ = in_pictures(peaks, cuts, locator.config.size)
     scale = _numpy(2 * cuts.half / locator.config.size)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,16 +16,13 @@ from wristworld_ros.reconstruction.locator import (
     HAND_MIDDLE,
     PARTS,
     CutOuts,
-    Locator,
     around,
     in_pictures,
 )
-from wristworld_ros.training.loop import LoopConfig, is_main_process, train, training_record
 from wristworld_ros.training.shard_data import Batch, ShardSet
 from wristworld_ros.training.stage1 import apply, coloured
-from wristworld_ros.weights import load_matching, read_config, save_weights
 
-#: Tensors of at least so many values are stored in 8 bits: two fifths less, and as exact on val.
+#: Tensors of at least so many values are stored in 8 bits.
 COMPACT = 50_000
 
 
@@ -36,7 +32,7 @@ class LocatorLosses:
 
     Attributes:
         heat: weight of the cross-entropy of heat maps.
-        place: weight of the distance to the true places, in cells.
+        place: weight of the distance to the true places [px of the pictures].
         wide: share of the cut-outs that are ``wide_factor`` times farther off.
         middle_noise: standard deviation of their middle, per axis, of half their edge.
         size_noise: standard deviation of the logarithm of their size.
@@ -67,13 +63,14 @@ def rough_cut_outs(
     """Cut-outs BV of all views, off by noise."""
     V = batch.anchors.shape[1]
     K, T = batch.anchor_K.flatten(0, 1), batch.T_world_anchor.flatten(0, 1)
-    exact = around(middle.repeat_interleave(V, 0), K, T, part)
+    size = (batch.anchors.shape[-2], batch.anchors.shape[-1])
+    exact = around(middle.repeat_interleave(V, 0), K, T, size, part)
     N = len(exact.half)
     wide = torch.rand(N, generator=generator) < losses.wide
     far = torch.where(wide, losses.wide_factor, 1.0)
     shift = torch.randn(N, 2, generator=generator) * (losses.middle_noise * far)[:, None]
-    size = torch.randn(N, generator=generator) * losses.size_noise * far
-    return CutOuts(exact.middle + shift * exact.half[:, None], exact.half * size.exp())
+    grown = torch.randn(N, generator=generator) * losses.size_noise * far
+    return CutOuts(exact.middle + shift * exact.half[:, None], exact.half * grown.exp())
 
 
 def _located(
@@ -140,40 +137,10 @@ def evaluate_locator(
     return out
 
 
-def train_locator(
-    train_folder: Path,
-    val_folder: Path,
-    work: Path,
-    out: Path,
-    loop: LoopConfig,
-    init: Path | None = None,
-) -> dict[str, float]:
-    """Train on shards, score on val, write the weights to ``out``.
-
-    Args:
-        init: folder of weights to start from.
-    """
-    losses = LocatorLosses()
-    record = training_record(loop, {"losses": asdict(losses), "episodes": str(train_folder)})
-    torch.manual_seed(loop.seed)
-    model = Locator()
-    if init is not None:
-        record["init_from_scratch"] = load_matching(init, model)
-        record["init"] = {k: read_config(init)[k] for k in ("sha256", "training")}
-    data, val = ShardSet(train_folder), ShardSet(val_folder)
-
-    def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        index = torch.randint(len(data), (loop.batch_size,), generator=generator).numpy()
-        batch = coloured(data.batch(index, np.arange(3)), generator)
-        return locator_loss(net, batch, losses, generator)
-
-    def evaluate(net: nn.Module) -> dict[str, float]:
-        return evaluate_locator(net, val, every=4)
-
-    ema = train(model, compute, work, loop, evaluate=evaluate, evaluate_every=500)
-    model.load_state_dict(ema.state)
-    scores = evaluate_locator(model, val)
-    if is_main_process():
-        info = {"training": record, "scores": {"split": "val", **scores}}
-        save_weights(out, model, model.config_dict(), info, compact=COMPACT)
-    return scores
+def locator_step(
+    net: nn.Module, data: ShardSet, size: int, losses: LocatorLosses, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss and figures of one random batch of ``size`` frames."""
+    index = torch.randint(len(data), (size,), generator=generator).numpy()
+    batch = coloured(data.batch(index, np.arange(3)), generator)
+    return locator_loss(net, batch, losses, generator)

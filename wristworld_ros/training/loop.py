@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.provenance import provenance
+from wristworld_ros.weights import load_matching, read_config
 
 Metrics = dict[str, float]
 #: (model, generator) -> (scalar loss, figures to log).
@@ -380,3 +381,14 @@ def training_record(loop: LoopConfig, extra: dict[str, Any]) -> dict[str, Any]:
     To be made when training starts, while the source tree is still that of the running code.
     """
     return provenance(loop=asdict(loop), **extra)
+
+
+def start_from(init: Path | None, model: nn.Module, record: dict[str, Any]) -> None:
+    """Fill ``model`` from the weights in ``init``, if any, and say so in the training's record.
+
+    Raises:
+        WeightsError: as ``load_matching``.
+    """
+    if init is not None:
+        record["init_from_scratch"] = load_matching(init, model)
+        record["init"] = {k: read_config(init)[k] for k in ("sha256", "training")}

@@ -27,9 +27,15 @@ from wristworld_ros.reconstruction.pose_encoding import (
     fov_from_intrinsics,
 )
 from wristworld_ros.reconstruction.spc import SpcLoss, spc_loss
-from wristworld_ros.training.loop import LoopConfig, is_main_process, train, training_record
+from wristworld_ros.training.loop import (
+    LoopConfig,
+    is_main_process,
+    start_from,
+    train,
+    training_record,
+)
 from wristworld_ros.training.shard_data import Batch, ShardSet
-from wristworld_ros.weights import load_matching, read_config, save_weights
+from wristworld_ros.weights import save_weights
 
 
 @dataclass(frozen=True)
@@ -444,9 +450,7 @@ def train_stage1(
     record = training_record(loop, {"losses": asdict(losses), "episodes": str(train_folder)})
     torch.manual_seed(loop.seed)
     model = Stage1Model()
-    if init is not None:
-        record["init_from_scratch"] = load_matching(init, model)
-        record["init"] = {k: read_config(init)[k] for k in ("sha256", "training")}
+    start_from(init, model, record)
     data, val = ShardSet(train_folder), ShardSet(val_folder)
 
     def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -18,8 +18,14 @@ from wristworld_ros.generation.model import Context, Stage2Model
 from wristworld_ros.generation.pipeline import sample
 from wristworld_ros.generation.text import TextEncoder
 from wristworld_ros.training.conditions import ConditionSet, build_conditions, merged, varied
-from wristworld_ros.training.loop import LoopConfig, is_main_process, train, training_record
-from wristworld_ros.weights import load_matching, load_weights, read_config, save_weights
+from wristworld_ros.training.loop import (
+    LoopConfig,
+    is_main_process,
+    start_from,
+    train,
+    training_record,
+)
+from wristworld_ros.weights import load_weights, read_config, save_weights
 
 CLIP = 4  # frames of a training clip
 CLIP_SHARE = 0.3  # of batches; the others hold single frames
@@ -265,9 +271,7 @@ def train_stage2(
     )
     torch.manual_seed(loop.seed)
     model = Stage2Model()
-    if init is not None:
-        record["init_from_scratch"] = load_matching(init, model)
-        record["init"] = {k: read_config(init)[k] for k in ("sha256", "training")}
+    start_from(init, model, record)
     text = TextEncoder(model.config.text_tokens)
 
     def load(name: str, folder: Path, limit: int | None = None) -> ConditionSet:
