@@ -14,6 +14,7 @@ from wristworld_ros.reconstruction.locator import (
     BASE_POINTS,
     PARTS,
     REACHES,
+    CutOuts,
     Locator,
     LocatorConfig,
     around,
@@ -83,6 +84,20 @@ def test_places_go_back_to_the_pictures():
     # The cut-out's 64 px span 60 px of the picture, from 2 on.
     torch.testing.assert_close(pixels, 2 + peaks.pixels * 60 / 64)
     torch.testing.assert_close(sigma, peaks.sigma * 60 / 64)
+
+
+def test_bfloat16_training_stays_close_to_float32():
+    torch.manual_seed(0)
+    net = Locator(TINY).eval()
+    picture = torch.rand(2, 3, 64, 64)
+    cuts = CutOuts(torch.full((2, 2), 32.0), torch.tensor([20.0, 30.0]))
+    with torch.no_grad():
+        exact = net(picture, cuts, "hand")
+        net.bf16 = True
+        half = net(picture, cuts, "hand")
+    assert half.pixels.dtype == torch.float32
+    assert 0 < (half.log_heat - exact.log_heat).abs().max() < 0.1
+    assert (half.pixels - exact.pixels).abs().max() < 0.5
 
 
 def test_it_learns(data):

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bf16", action="store_true", help="stage1, stage2: train in bfloat16")
+    parser.add_argument("--bf16", action="store_true", help="stage1, stage2, locator: bfloat16")
     parser.add_argument("--init", type=Path, help="all but autoencoder: weights to start from")
     parser.add_argument("--episodes", type=int, help="stage2: use so many of the shards")
     parser.add_argument("--stage1", type=Path, help="hand-depth, fine-depth, stage2: its weights")

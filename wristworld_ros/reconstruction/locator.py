@@ -62,7 +62,11 @@ class CutOuts(NamedTuple):
 
 
 class Locator(Companion):
-    """A small U-net for the base's cut-outs, and one for the hand's."""
+    """A small U-net for the base's cut-outs, and one for the hand's.
+
+    Attributes:
+        bf16: run the convolutions in bfloat16.
+    """
 
     config: LocatorConfig
     sizes = LocatorConfig
@@ -71,6 +75,7 @@ class Locator(Companion):
         super().__init__()
         self.config = config or LocatorConfig()
         points = (len(BASE_POINTS), len(WRIST_KEYPOINTS))
+        self.bf16 = False
         self.nets = nn.ModuleList([_PointNet(self.config.widths, count) for count in points])
 
     def forward(self, images: Tensor, cut_outs: CutOuts, part: str) -> HeatPeaks:
@@ -92,7 +97,9 @@ class Locator(Companion):
             inside = (grid.abs() <= 1).all(-1)[:, None].to(crop)
         net = self.nets[PARTS.index(part)]
         assert isinstance(net, _PointNet)
-        return locate(net(torch.cat([2 * crop - 1, inside], 1)), net.absent, float(CELL))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = net(torch.cat([2 * crop - 1, inside], 1))
+        return locate(logits, net.absent, float(CELL))
 
 
 class _PointNet(nn.Module):
