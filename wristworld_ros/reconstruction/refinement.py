@@ -35,7 +35,7 @@ from wristworld_ros.types import FloatArray
 LANDMARK_TRUST, KEYPOINT_TRUST, LOCATOR_TRUST = (3.0, 6.0), (1.0, 1.0), (1.0, 0.5)
 #: How much larger errors of translation and rotation are than the fit says, on val: with known
 #: anchors, and with estimated ones.
-KNOWN_FACTORS, ESTIMATED_FACTORS = (1.65, 2.2), (1.45, 1.75)
+KNOWN_FACTORS, ESTIMATED_FACTORS = (1.65, 2.5), (1.45, 2.1)
 #: Points that are less probably in the picture than this were not seen.
 MIN_VISIBLE = 0.3
 #: What stage 1's own cameras are known to, for a fit whose anchors are free.
