@@ -243,7 +243,7 @@ class Bench:
         transforms = []
         for i, name in enumerate(cameras):
             info = camera_info_fields(camera, self.next_stamp, f"{name}_optical_frame")
-            self.publisher(f"/{name}/camera_info", CameraInfo, 1).publish(fill(CameraInfo(), info))
+            self.say(f"/{name}/camera_info", CameraInfo, 1, fill(CameraInfo(), info))
             T = from_quaternion([0.5 + 0.1 * i, 0.0, 0.6], [1.0, 0.0, 0.0, 0.0])
             transforms.append(
                 transform_fields(T, self.next_stamp, "base_link", f"{name}_optical_frame")
@@ -254,9 +254,16 @@ class Bench:
     def send_hand(self, stamp_ns: int) -> None:
         T = from_quaternion([0.5, 0.0, 0.4], [1.0, 0.0, 0.0, 0.0])
         fields = transform_fields(T, stamp_ns, "base_link", "wrist_camera_optical_frame")
-        self.publisher("/tf", TFMessage, 2, qos.tf()).publish(
-            fill(TFMessage(), tf_fields([fields]))
-        )
+        self.say("/tf", TFMessage, 2, fill(TFMessage(), tf_fields([fields])), qos.tf())
+
+    def say(
+        self, topic: str, kind: type, listeners: int, message: Any, profile: Any = None
+    ) -> None:
+        """Publish what reconstruction_node has to know before the images come: topics keep no order
+        among one another."""
+        publisher = self.publisher(topic, kind, listeners, profile)
+        publisher.publish(message)
+        self.wait_for_input("reconstruction_node", topic, lambda: publisher.publish(message))
 
     def image(self, name: str, stamp_ns: int) -> Image:
         pixels = np.random.default_rng(stamp_ns % 2**32).integers(40, 250, (HEIGHT, WIDTH, 3))
@@ -302,7 +309,8 @@ class Bench:
 
         def heard() -> bool:
             status = self.statuses.get(name)
-            known = status is not None and "no message yet" not in status.message
+            unheard = ("no message yet", "waiting for the first message")
+            known = status is not None and not any(text in status.message for text in unheard)
             if stream is not None and not known:
                 stream()
             return known

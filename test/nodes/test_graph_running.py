@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rclpy.qos import ReliabilityPolicy
-from ros_bench import CAMERAS, NODES, Bench
+from ros_bench import CAMERAS, NODES, Bench, stamp_of
 from sensor_msgs.msg import CameraInfo, CompressedImage, JointState
 from std_msgs.msg import String
 
@@ -69,7 +69,7 @@ def test_every_output_carries_the_stamp_of_the_anchor_images(
     np.testing.assert_allclose(virtual[-1][3][:3, 3], [0.5, 0.0, 0.4], atol=1e-9)
     points, _, confidence = decode_point_cloud(bench.received["/wrist/points"][-1])
     assert len(points) == estimate.point_count == len(confidence)
-    status = bench.received["/wrist/status"][-1]
+    status = next(m for m in bench.received["/wrist/status"] if stamp_of(m) == sent[-1])
     assert status.state == GenerationStatus.STATE_GENERATING and status.mode == "stream"
     assert status.frames_in == status.frames_out == 3 and len(status.model_sha256) == 64
     assert dict(zip(status.latency_stages, status.latency_seconds, strict=True))["denoise"] > 0
@@ -119,14 +119,7 @@ def test_fused_places_a_camera_without_tf_by_the_saved_calibration(
         cameras=[name], pose_source="fused", calibration_file=str(path), calibration_timeout=0.0
     )
     info = camera_info_fields(anchor_camera, 0, f"{name}_optical_frame")
-    infos, message = (
-        bench.publisher(f"/{name}/camera_info", CameraInfo, 1),
-        fill(CameraInfo(), info),
-    )
-    infos.publish(message)
-    bench.wait_for_input(
-        "reconstruction_node", f"/{name}/camera_info", lambda: infos.publish(message)
-    )
+    bench.say(f"/{name}/camera_info", CameraInfo, 1, fill(CameraInfo(), info))
     stamp, bench.next_stamp = bench.next_stamp, bench.next_stamp + 200_000_000
     bench.send_hand(stamp)
     bench.send_images(stamp, [name])
@@ -316,7 +309,7 @@ def test_low_coverage_is_refused_with_a_code_and_no_picture(
     stamp = bench.send_set(anchor_camera)
     status = bench.wait(
         "a refusal",
-        lambda: [m for m in bench.received["/wrist/status"] if m.error_code],
+        lambda: [m for m in bench.received["/wrist/status"] if stamp_of(m) == stamp],
     )[0]
     assert status.state == GenerationStatus.STATE_REFUSED
     assert status.error_code == GenerationStatus.ERROR_LOW_COVERAGE
