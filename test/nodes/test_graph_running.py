@@ -157,16 +157,12 @@ def test_the_robot_is_drawn_and_places_the_camera_by_its_joints(
     bench.restart(pose_source="kinematic")
     bench.publisher("/robot_description", String, 1, qos.latched()).publish(String(data=URDF))
     bench.wait_for_input("reconstruction_node", "/robot_description")
-    states = bench.publisher("/joint_states", JointState, 1, qos.state())
 
     def send(**joints: float) -> int:
         stamp, bench.next_stamp = bench.next_stamp, bench.next_stamp + 200_000_000
         bench.send_calibration(anchor_camera)
         message = fill(JointState(), joint_state_fields(joints, stamp))
-        states.publish(message)
-        bench.wait_for_input(
-            "reconstruction_node", "/joint_states", lambda: states.publish(message)
-        )
+        bench.say("/joint_states", JointState, 1, message, qos.state())
         bench.send_images(stamp)
         return stamp
 
