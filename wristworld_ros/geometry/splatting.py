@@ -19,7 +19,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from wristworld_ros.geometry.transforms import invert
@@ -149,17 +148,9 @@ def _project(
 
 
 def _fragments(
-    seen: _Seen,
-    reach: torch.Tensor,
-    height: int,
-    width: int,
-    limit: torch.Tensor | None = None,
+    seen: _Seen, reach: torch.Tensor, height: int, width: int
 ) -> Iterator[tuple[torch.Tensor, ...]]:
     """The pixels whose centres lie within ``reach`` (N) [px] of points, along either axis.
-
-    Args:
-        limit: H*W, depth [m] from which on nothing is of interest: points that lie behind it in
-            all pixels they could reach are left out.
 
     Yields:
         For n points that reach k pixels: which ones (n), the pixels (n x k x k), whether each is
@@ -168,15 +159,6 @@ def _fragments(
     steps = torch.ceil(reach - 0.5).to(torch.int64)
     for r in torch.unique(steps).tolist():
         s = torch.nonzero(steps == r)[:, 0]
-        if limit is not None:
-            farthest = F.max_pool2d(limit.reshape(1, 1, height, width), 2 * r + 1, 1, r)[0, 0]
-            middle = (
-                seen.v[s].to(torch.int64).clamp(0, height - 1),
-                seen.u[s].to(torch.int64).clamp(0, width - 1),
-            )
-            s = s[seen.z[s] < farthest[middle]]
-            if len(s) == 0:
-                continue
         offset = torch.arange(-r, r + 1, device=reach.device)
         column = torch.floor(seen.u[s]).to(torch.int64)[:, None] + offset
         row = torch.floor(seen.v[s]).to(torch.int64)[:, None] + offset
@@ -208,7 +190,7 @@ def _blended(
     total = torch.zeros(height * width, 5, device=depth.device)
     limit = depth * (1 + BLEND_THICKNESS)
     reach = (BLEND_REACH * sigma).clamp_min(0.5)
-    for s, target, inside, dv, du in _fragments(seen, reach, height, width, limit):
+    for s, target, inside, dv, du in _fragments(seen, reach, height, width):
         keep = torch.nonzero(inside.flatten())[:, 0]
         target = target.flatten()[keep]
         point = s[keep.div(inside[0].numel(), rounding_mode="floor")]
