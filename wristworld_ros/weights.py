@@ -20,6 +20,10 @@ Config = TypeVar("Config")
 FILE, CONFIG = "model.safetensors", "config.json"
 #: Folders of a model that stage 1 is made of; all but the first may be missing.
 STAGE1_PARTS = ("stage1", "hand_depth", "fine_depth", "locator")
+#: Size from which on tensors of weights that are shipped are stored in 8 bits (``save_weights``).
+COMPACT = 50_000
+#: And those that stage 2 is made of.
+STAGE2_PARTS = ("autoencoder", "stage2", "detail")
 
 
 def sha256_of(path: Path) -> str:

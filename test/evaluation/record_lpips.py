@@ -12,7 +12,7 @@ import torch
 from skimage import data
 
 from wristworld_ros import compat
-from wristworld_ros.evaluation.lpips import LPIPS, lpips
+from wristworld_ros.generation.lpips import LPIPS, lpips
 
 
 def main() -> None:

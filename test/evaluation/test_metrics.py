@@ -13,8 +13,6 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from wristworld_ros.errors import InvalidInputError, WeightsError
-from wristworld_ros.evaluation import lpips as lpips_module
-from wristworld_ros.evaluation.lpips import LPIPS, SHA256, lpips, read_weights, weight_file
 from wristworld_ros.evaluation.metrics import (
     PSNR_LIMIT,
     fit_truth,
@@ -22,6 +20,8 @@ from wristworld_ros.evaluation.metrics import (
     psnr,
     ssim,
 )
+from wristworld_ros.generation import lpips as lpips_module
+from wristworld_ros.generation.lpips import LPIPS, SHA256, lpips, read_weights, weight_file
 
 ASTRONAUT = data.astronaut()[30:158, 160:288]
 

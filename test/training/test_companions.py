@@ -24,12 +24,12 @@ def test_weights_belong_to_one_stage_1(tmp_path, name):
     torch.manual_seed(0)
     network = kind(config)
     folder = tmp_path / name.replace("-", "_")
-    assert load_companion(folder, kind, "ab") is None
+    assert load_companion(folder, kind, sha256="ab") is None
     digest = save_weights(folder, network, network.config_dict(), {"stage1": "ab" * 32})
-    loaded = load_companion(folder, kind, "ab" * 32)
+    loaded = load_companion(folder, kind, sha256="ab" * 32)
     assert loaded.config == config and loaded.sha256 == digest
-    with pytest.raises(WeightsError, match=f"stage 1 abababababab.*cdcd.*Train it.*train {name}"):
-        load_companion(folder, kind, "cd" * 32)
+    with pytest.raises(WeightsError, match=f"stage1 abababababab.*cdcd.*Train it.*train {name}"):
+        load_companion(folder, kind, sha256="cd" * 32)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,6 @@ def test_the_verb_trains_for_one_stage_1(
     assert json.loads(capsys.readouterr().out)[scored] > 0
     document = read_config(tmp_path / "out")
     assert document["stage1"] == digest and document["training"]["loop"]["steps"] == 2
-    assert load_companion(tmp_path / "out", KINDS[name][0], digest) is not None
+    assert load_companion(tmp_path / "out", KINDS[name][0], sha256=digest) is not None
     assert main([str(a) for a in arguments[:6] + arguments[8:]]) == 2
     assert f"{name} needs --stage1" in capsys.readouterr().err

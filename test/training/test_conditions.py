@@ -31,6 +31,7 @@ def make_set(episodes=4):
         wrist=wrist,
         image=wrist * mask[..., None],
         mask=mask,
+        measured=mask & (rng.random((n, 8, 8)) < 0.8),
         wrist_K=np.repeat(np.eye(3)[None], n, 0),
         anchors=rng.integers(0, 200, (n, 3, 4, 4, 3), dtype=np.uint8),
         views=np.repeat(np.arange(episodes) % 3 + 1, FRAMES).astype(np.uint8),
@@ -56,6 +57,7 @@ def test_mirrored_episodes_swap_left_and_right():
     assert 0 < mirrored.mean() < 1
     i = int(np.argmax(mirrored))
     np.testing.assert_array_equal(other.mask[i], data.mask[i][:, ::-1])
+    np.testing.assert_array_equal(other.measured[i], data.measured[i][:, ::-1])
     assert all("left" in text for text in data.instructions)  # the original stays
 
 
@@ -91,16 +93,18 @@ def test_conditions_of_other_weights_are_not_taken(tmp_path):
     model = model_dir("mini")
     cache = tmp_path / "conditions"
     with pytest.raises(InvalidInputError, match="no shards"):
-        build_conditions(tmp_path, model, cache)
+        build_conditions(tmp_path, model / "stage1", cache)
     written = json.loads((cache / "weights.json").read_text())
     assert set(written) == {"stage1", "hand_depth", "fine_depth", "locator"}
     (cache / "weights.json").write_text(json.dumps({"stage1": written["stage1"]}))
     with pytest.raises(InvalidInputError, match=r"holds condition maps of .*Remove the folder"):
+        build_conditions(tmp_path, model / "stage1", cache)
+    with pytest.raises(InvalidInputError, match="--stage1 .*give the 'stage1' folder"):
         build_conditions(tmp_path, model, cache)
     (cache / "weights.json").unlink()
     (cache / "0.npz").touch()
     with pytest.raises(InvalidInputError, match="of the weights None"):
-        build_conditions(tmp_path, model, cache)
+        build_conditions(tmp_path, model / "stage1", cache)
 
 
 def test_some_maps_have_the_robots_own_body(tmp_path):
@@ -129,7 +133,9 @@ def test_some_maps_have_the_robots_own_body(tmp_path):
     errors = {}
     for geometry in ("robot", "kinematic"):
         cache = tmp_path / geometry
-        data = build_conditions(shards, model_dir("mini"), cache, seed=drawn(geometry), processes=1)
+        data = build_conditions(
+            shards, model_dir("mini") / "stage1", cache, seed=drawn(geometry), processes=1
+        )
         assert (data.views == 3).all()
         off = np.abs(data.image.astype(float) - data.wrist).mean(-1)
         errors[geometry] = off[near].mean()

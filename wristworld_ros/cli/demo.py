@@ -92,10 +92,10 @@ def _run(bag: Path, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from wristworld_ros.nodes.session import Session
     from wristworld_ros.provenance import provenance
     from wristworld_ros.resources import model_dir
-    from wristworld_ros.weights import STAGE1_PARTS, read_digests
+    from wristworld_ros.weights import STAGE1_PARTS, STAGE2_PARTS, read_digests
 
     weights = args.model or model_dir("mini")
-    sha256 = read_digests(weights, (*STAGE1_PARTS, "stage2"))
+    sha256 = read_digests(weights, (*STAGE1_PARTS, *STAGE2_PARTS))
     with BagReader(bag) as source:
         cameras = find_cameras(source, None)
         compressed = all(topic.endswith("/compressed") for topic in cameras.values())

@@ -178,7 +178,7 @@ def _stage1(args: argparse.Namespace) -> dict[str, Any]:
 def _stage2(args: argparse.Namespace) -> dict[str, Any]:
     from wristworld_ros.evaluation.baselines import load_mean_image
     from wristworld_ros.evaluation.splits import evaluate_split
-    from wristworld_ros.weights import STAGE1_PARTS
+    from wristworld_ros.weights import STAGE1_PARTS, STAGE2_PARTS
 
     seeds = split_seeds(args.split, args.seeds)
     folder = _folder(args)
@@ -204,7 +204,7 @@ def _stage2(args: argparse.Namespace) -> dict[str, Any]:
         "results": results,
         "provenance": _provenance(
             folder,
-            (*STAGE1_PARTS, "autoencoder", "stage2"),
+            (*STAGE1_PARTS, *STAGE2_PARTS),
             seed=args.seed,
             steps=args.steps,
         ),

@@ -22,6 +22,7 @@ DEFAULTS = {
     "fine-depth": (2500, 4, 2e-3),
     "locator": (4000, 8, 1e-3),
     "stage2": (6000, 16, 5e-4),
+    "detail": (4000, 16, 1e-3),
 }
 
 
@@ -49,11 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bf16", action="store_true", help="stage1, stage2, locator: bfloat16")
+    parser.add_argument(
+        "--bf16", action="store_true", help="stage1, locator, stage2, detail: bfloat16"
+    )
     parser.add_argument("--init", type=Path, help="all but autoencoder: weights to start from")
-    parser.add_argument("--episodes", type=int, help="stage2: use so many of the shards")
-    parser.add_argument("--stage1", type=Path, help="hand-depth, fine-depth, stage2: its weights")
-    parser.add_argument("--autoencoder", type=Path, help="stage2: weights of the autoencoder")
+    parser.add_argument("--episodes", type=int, help="stage2, detail: use so many of the shards")
+    parser.add_argument("--stage1", type=Path, help="all but autoencoder, locator: its weights")
+    parser.add_argument("--autoencoder", type=Path, help="stage2, detail: its weights")
+    parser.add_argument("--stage2", type=Path, help="detail: its weights")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,10 +103,29 @@ def _from_shards(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:
             args.stage1,
             init=args.init,
         )
+    if args.stage1 is None or args.autoencoder is None:
+        raise WristWorldError(
+            f"train {args.network} needs --stage1 and --autoencoder (trained weights)"
+        )
+    if args.network == "detail":
+        from wristworld_ros.training.detail import train_detail
+
+        if args.stage2 is None:
+            raise WristWorldError("train detail needs --stage2 (trained weights)")
+        return train_detail(
+            args.shards,
+            args.val,
+            args.work,
+            args.out,
+            loop,
+            args.stage1,
+            args.autoencoder,
+            args.stage2,
+            args.episodes,
+            init=args.init,
+        )
     from wristworld_ros.training.stage2 import train_stage2
 
-    if args.stage1 is None or args.autoencoder is None:
-        raise WristWorldError("train stage2 needs --stage1 and --autoencoder (trained weights)")
     return train_stage2(
         args.shards,
         args.val,

@@ -130,7 +130,7 @@ def _run(bag: BagReader, out: Path, options: RunOptions) -> EpisodeReport:
         mode=options.mode,
         pose_source=options.pose_source,
         model_id=generator.model_id,
-        model_sha256={**reconstructor.sha256s, "stage2": generator.sha256},
+        model_sha256={**reconstructor.sha256s, **generator.sha256s},
         bag=bag.path.name,
     )
     results = _generate(source, reconstructor, generator, options)

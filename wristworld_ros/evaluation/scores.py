@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wristworld_ros.evaluation.lpips import lpips
 from wristworld_ros.evaluation.metrics import psnr_of, squared_error, ssim
+from wristworld_ros.generation.lpips import lpips
 from wristworld_ros.types import Image
 
 #: Pixels nearer than this to the wrist camera are the gripper and what it holds [m].

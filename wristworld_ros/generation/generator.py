@@ -20,9 +20,11 @@ from wristworld_ros.generation.conditioning import (
     ray_channels,
 )
 from wristworld_ros.generation.confidence import measured_confidence
+from wristworld_ros.generation.detail import DetailRestorer, restored
 from wristworld_ros.generation.model import Stage2Model
 from wristworld_ros.generation.pipeline import sample, scheduler_for
 from wristworld_ros.generation.text import TextEncoder
+from wristworld_ros.reconstruction.companions import load_companion
 from wristworld_ros.resources import model_dir
 from wristworld_ros.runtime.device import select_device
 from wristworld_ros.types import AnchorFrame, ConditionMap, WristFrame
@@ -41,6 +43,7 @@ class Generator:
 
     Args:
         model, autoencoder, text: the networks of stage 2.
+        detail: the network that corrects the decoded picture by the condition map, or None.
         steps: denoising steps; seed: of the noise.
         model_id: name of the model; sha256: of its weights.
     """
@@ -51,6 +54,7 @@ class Generator:
         autoencoder: Autoencoder,
         text: TextEncoder,
         *,
+        detail: DetailRestorer | None = None,
         steps: int = 1,
         seed: int = 0,
         mode: str = "stream",
@@ -64,6 +68,9 @@ class Generator:
         self.device = select_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.autoencoder = autoencoder.to(self.device).eval().requires_grad_(False)
+        self.detail = None
+        if detail is not None:
+            self.detail = detail.to(self.device).eval().requires_grad_(False)
         self.text = text
         self.steps, self.seed, self.mode = steps, seed, mode
         self.model_id, self.sha256 = model_id, sha256
@@ -79,7 +86,9 @@ class Generator:
         mode: str = "stream",
         device: str = "cpu",
     ) -> Generator:
-        """Load a model folder (the shipped ``mini`` when None): ``stage2`` and ``autoencoder``.
+        """Load a model folder (the shipped ``mini`` when None).
+
+        It has the folders ``stage2`` and ``autoencoder``, and may have ``detail``.
 
         Raises:
             WeightsError: weights are missing, truncated, altered or do not fit.
@@ -93,6 +102,7 @@ class Generator:
             model,
             autoencoder,
             TextEncoder(model.config.text_tokens),
+            detail=load_companion(folder / "detail", DetailRestorer, "stage2", digest),
             steps=steps,
             seed=seed,
             mode=mode,
@@ -100,6 +110,12 @@ class Generator:
             sha256=digest,
             device=device,
         )
+
+    @property
+    def sha256s(self) -> dict[str, str]:
+        """Part of the model -> sha256 of its weights."""
+        known = {"detail": self.detail.sha256} if self.detail is not None else {}
+        return {"stage2": self.sha256, **known}
 
     def reset(self) -> None:
         """Forget everything that was carried from frame to frame."""
@@ -158,9 +174,9 @@ class Generator:
             clean = sample(self.model, context, noise, steps=self.steps)
             denoised = time.perf_counter()
             picture = self.autoencoder.decode(clean[0].transpose(0, 1))
-            picture = self.model.restore(picture, filled, mask)
-            seen = np.stack([c.measured for c in conditions])[:, None]
-            confidence = measured_confidence(picture, image, torch.from_numpy(seen).to(mask))
+            seen = torch.from_numpy(np.stack([c.measured for c in conditions]))[:, None].to(mask)
+            picture = restored(self.detail, picture, filled, torch.cat([mask, seen], 1))
+            confidence = measured_confidence(picture, image, seen)
         if not bool(torch.isfinite(picture).all()):
             raise WristWorldError(
                 "the generator gave values that are not finite; no picture is published. Check "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.generation.anchor_encoder import AnchorEncoder, AnchorEncoderConfig
-from wristworld_ros.generation.refiner import DetailRestorer, LatentRefiner
+from wristworld_ros.generation.refiner import LatentRefiner
 from wristworld_ros.generation.text import TEXT_DIM
 
 MASK_CHANNELS = 4
@@ -27,7 +27,6 @@ class Stage2Config:
         heads, head_dim, ffn_dim, layers, patch: of the Wan transformer.
         text_tokens: length of the text context.
         refiner: width of the convolutional branch on latents, 0 for none (as Wan).
-        detail: width of the one on the decoded picture, 0 for none.
         prediction: ``correction``: the output is added to the condition latents to give the clean
             latents (a strong prior where little data is to be had); ``velocity``: plain flow
             matching, as Wan.
@@ -42,7 +41,6 @@ class Stage2Config:
     patch: tuple[int, int, int] = (1, 2, 2)
     text_tokens: int = 24
     refiner: int = 96
-    detail: int = 48
     prediction: str = "correction"
     anchors: AnchorEncoderConfig = field(default_factory=AnchorEncoderConfig)
 
@@ -95,7 +93,6 @@ class Stage2Model(nn.Module):
         if c.refiner:
             channels = 3 * c.latent_channels + MASK_CHANNELS + RAY_CHANNELS
             self.refiner = LatentRefiner(channels, c.latent_channels, TEXT_DIM, c.refiner)
-        self.detail = DetailRestorer(c.detail) if c.detail else None
         #: Run the networks in bfloat16 (training).
         self.bf16 = False
 
@@ -142,12 +139,6 @@ class Stage2Model(nn.Module):
         if self.config.prediction == "correction":
             return context.latents + out
         return noisy - t.view(-1, 1, 1, 1, 1) * out
-
-    def restore(self, picture: Tensor, condition: Tensor, mask: Tensor) -> Tensor:
-        """The picture to show from the decoded one, in [0, 1]; arguments as ``DetailRestorer``."""
-        if self.detail is not None:
-            picture = self.detail(picture.clamp(0, 1), condition, mask)
-        return picture.clamp(0, 1)
 
     def config_dict(self) -> dict[str, Any]:
         """Plain values that rebuild the model by ``from_config``."""

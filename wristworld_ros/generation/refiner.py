@@ -1,8 +1,8 @@
-"""Convolutional branches of the mini model: one on the latents, one on the decoded picture.
+"""Convolutional branch of the mini model, on the latents.
 
 The transformer sees 2 x 2 latent cells as one token and learns slowly from the 10^4 frames that the
 mini model has; convolutions learn what is local (closing gaps, the gripper, edges between tokens)
-from far fewer. And what the autoencoder blurs, the condition map still shows sharply.
+from far fewer.
 """
 
 from __future__ import annotations
@@ -16,25 +16,22 @@ DILATIONS = (1, 2, 4, 1, 2, 1)
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions; where there is a vector, it scales and shifts the second one's input."""
+    """Two convolutions; a vector scales and shifts the second one's input."""
 
-    def __init__(self, width: int, dilation: int, vector: int = 0) -> None:
+    def __init__(self, width: int, dilation: int, vector: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(8, width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
         self.norm2 = nn.GroupNorm(8, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.modulation = None
-        if vector:
-            self.modulation = nn.Linear(vector, 2 * width)
-            nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
+        self.modulation = nn.Linear(vector, 2 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, vector: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
-        if self.modulation is not None:
-            scale, shift = self.modulation(vector)[:, :, None, None].chunk(2, 1)
-            h = h * (1 + scale) + shift
+        scale, shift = self.modulation(vector)[:, :, None, None].chunk(2, 1)
+        h = h * (1 + scale) + shift
         return x + self.conv2(F.silu(h))
 
 
@@ -67,43 +64,3 @@ class LatentRefiner(nn.Module):
         for block in self.blocks:
             h = block(h, vector)
         return self.out(F.silu(self.norm(h))).unflatten(0, (B, T)).transpose(1, 2)
-
-
-class DetailRestorer(nn.Module):
-    """The decoded picture, corrected by what the condition map shows of the same pixels.
-
-    The autoencoder keeps 16 numbers for 8 x 8 pixels; texture that the anchors did see need not go
-    through it. Works at half resolution, with the four pixels of a cell side by side.
-
-    Args:
-        width: channels inside, a multiple of 8.
-    """
-
-    DILATIONS = (1, 2, 4, 1)
-
-    def __init__(self, width: int = 48) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(4 * (3 + 3 + 1), width, 3, padding=1)
-        self.blocks = nn.ModuleList(ResidualBlock(width, d) for d in self.DILATIONS)
-        self.norm = nn.GroupNorm(8, width)
-        self.out = nn.Conv2d(width, 4 * 3, 3, padding=1)
-        assert self.out.bias is not None
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, picture: Tensor, condition: Tensor, mask: Tensor) -> Tensor:
-        """Restore.
-
-        Args:
-            picture: B x 3 x H x W decoded, in [0, 1]; H and W are even.
-            condition: B x 3 x H x W hole-filled condition map, in [0, 1].
-            mask: B x 1 x H x W, 1 where it was measured.
-
-        Returns:
-            B x 3 x H x W, not clamped.
-        """
-        x = torch.cat([picture * 2 - 1, condition * 2 - 1, mask], 1)
-        h = self.stem(F.pixel_unshuffle(x, 2))
-        for block in self.blocks:
-            h = block(h)
-        return picture + F.pixel_shuffle(self.out(F.silu(self.norm(h))), 2)

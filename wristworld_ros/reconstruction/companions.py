@@ -1,4 +1,4 @@
-"""Networks beside stage 1's own; the weights of those that correct it belong to its weights."""
+"""Networks beside those of a stage; the weights of those that correct it belong to its weights."""
 
 from __future__ import annotations
 
@@ -40,22 +40,28 @@ class Companion(nn.Module):
 Kind = TypeVar("Kind", bound=Companion)
 
 
-def load_companion(folder: Path, kind: type[Kind], stage1_sha256: str | None = None) -> Kind | None:
-    """Weights for use with a stage 1 of that sha256, or with any; None without the folder.
+def load_companion(
+    folder: Path, kind: type[Kind], stage: str = "stage1", sha256: str | None = None
+) -> Kind | None:
+    """Weights for use with the weights ``sha256`` of a stage, or with any; None without the folder.
+
+    Args:
+        stage: ``stage1`` or ``stage2``.
 
     Raises:
-        WeightsError: they are truncated, altered, do not fit, or were trained with another stage 1.
+        WeightsError: they are truncated, altered, do not fit, or were trained with other weights
+            of that stage.
     """
     if not folder.exists():
         return None
     document = read_config(folder)
     model = kind.from_config(document["config"])
     model.sha256 = load_weights(folder, model)
-    if stage1_sha256 is not None and document.get("stage1") != stage1_sha256:
+    if sha256 is not None and document.get(stage) != sha256:
         raise WeightsError(
-            f"{folder} was trained with the stage 1 {str(document.get('stage1'))[:12]}, and this "
-            f"model has {stage1_sha256[:12]}: it would correct errors that are not made. Train it "
-            f"again (wristworld train {folder.name.replace('_', '-')} --stage1 ...), or remove the "
-            "folder."
+            f"{folder} was trained with the {stage} {str(document.get(stage))[:12]}, and this "
+            f"model has {sha256[:12]}: it would correct errors that are not made. Train it "
+            f"again (wristworld train {folder.name.replace('_', '-')} --{stage} ...), or remove "
+            "the folder."
         )
     return model

@@ -230,8 +230,8 @@ class Reconstructor:
             mount=mount,
             cameras=cameras,
             robot=robot,
-            hand_depth=load_companion(folder.parent / "hand_depth", HandDepth, digest),
-            fine_depth=load_companion(folder.parent / "fine_depth", FineDepth, digest),
+            hand_depth=load_companion(folder.parent / "hand_depth", HandDepth, sha256=digest),
+            fine_depth=load_companion(folder.parent / "fine_depth", FineDepth, sha256=digest),
             locator=load_companion(folder.parent / "locator", Locator),
         )
 

@@ -27,7 +27,6 @@ from wristworld_ros.training.hand_depth import (
     hand_depth_step,
 )
 from wristworld_ros.training.locator import (
-    COMPACT,
     LocatorLosses,
     evaluate_locator,
     locator_step,
@@ -40,7 +39,7 @@ from wristworld_ros.training.loop import (
     training_record,
 )
 from wristworld_ros.training.shard_data import ShardSet
-from wristworld_ros.weights import load_weights, read_config, save_weights
+from wristworld_ros.weights import COMPACT, load_weights, read_config, save_weights
 
 
 class Recipe(NamedTuple):

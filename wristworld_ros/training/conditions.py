@@ -48,7 +48,7 @@ class ConditionSet:
 
     Attributes:
         wrist: N x H x W x 3 uint8, the truth.
-        image, mask: N x H x W x 3 uint8 and N x H x W bool, the condition map.
+        image, mask, measured: N x H x W x 3 uint8 and twice N x H x W bool, the condition map.
         wrist_K: N x 3 x 3 [px of the wrist pictures].
         anchors: N x 3 x 64 x 64 x 3 uint8; views beyond ``views`` are zero.
         views: N, how many anchors.
@@ -59,6 +59,7 @@ class ConditionSet:
     wrist: NDArray[np.uint8]
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_]
+    measured: NDArray[np.bool_]
     wrist_K: NDArray[np.float64]
     anchors: NDArray[np.uint8]
     views: NDArray[np.uint8]
@@ -106,19 +107,23 @@ def build_conditions(
 
     Args:
         shards: folder of shards, of which the first ``limit`` are used.
-        stage1: folder that holds ``stage1`` weights' folder (a model folder).
+        stage1: folder of stage 1's weights; its networks' other parts are beside it.
         cache: one file per shard.
 
     Raises:
-        InvalidInputError: ``cache`` holds conditions that other weights made.
+        InvalidInputError: ``cache`` holds conditions that other weights made, or ``stage1`` has
+            another name.
     """
+    if stage1.name != "stage1":
+        raise InvalidInputError(f"--stage1 {stage1}: give the 'stage1' folder of a model.")
+    model = stage1.parent
     cache.mkdir(parents=True, exist_ok=True)
-    _claim(cache, stage1)
+    _claim(cache, model)
     files = shard_files(shards, limit)
     missing = [f for f in files if not (cache / f.name).exists()]
     if missing:
         spawn = multiprocessing.get_context("spawn")
-        with spawn.Pool(processes, _start, (str(stage1), str(cache), seed)) as pool:
+        with spawn.Pool(processes, _start, (str(model), str(cache), seed)) as pool:
             for _ in tqdm(
                 pool.imap_unordered(_reconstruct, missing),
                 total=len(missing),
@@ -179,7 +184,7 @@ def _reconstruct(file: Path) -> None:
     shard = read_shard(file)
     rng = np.random.default_rng([_worker["seed"], shard.seed])
     reconstructor: Reconstructor = _worker["reconstructor"]
-    images, masks, anchors, counts = [], [], [], []
+    images, masks, measured, anchors, counts = [], [], [], [], []
     # One kind of geometry per episode, as a user has it; clips then stay consistent.
     geometry = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     count = int(rng.choice(list(ANCHORS), p=list(ANCHORS.values())))
@@ -189,6 +194,7 @@ def _reconstruct(file: Path) -> None:
         condition = reconstructor(restrict(shard_frame(shard, t), geometry, views)).condition
         images.append(condition.image)
         masks.append(condition.mask)
+        measured.append(condition.measured)
         small = np.zeros((3, SMALL, SMALL, 3), np.uint8)
         for i, v in enumerate(views):
             small[i] = cv2.resize(
@@ -205,6 +211,7 @@ def _reconstruct(file: Path) -> None:
             wrist=shard.wrist_rgb,
             image=np.stack(images),
             mask=np.stack(masks),
+            measured=np.stack(measured),
             anchors=np.stack(anchors),
             views=np.array(counts, np.uint8),
             episode=np.full(len(shard), shard.seed, np.int64),
@@ -219,7 +226,7 @@ def varied(data: ConditionSet, rng: np.random.Generator) -> ConditionSet:
     anchors; mirroring also swaps "left" and "right" in the instruction. The cameras' principal
     points are at the centre, so that intrinsics stay.
     """
-    out = {n: getattr(data, n).copy() for n in ("wrist", "image", "mask", "anchors")}
+    out = {n: getattr(data, n).copy() for n in ("wrist", "image", "mask", "measured", "anchors")}
     instructions = list(data.instructions)
     for episode in np.unique(data.episode):
         index = np.flatnonzero(data.episode == episode)
@@ -229,8 +236,8 @@ def varied(data: ConditionSet, rng: np.random.Generator) -> ConditionSet:
             pixels = out[name][index][..., order] * gain
             out[name][index] = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
         if rng.random() < 0.5:
-            for name, axis in (("wrist", 2), ("image", 2), ("mask", 2), ("anchors", 3)):
-                out[name][index] = np.flip(out[name][index], axis)
+            for name, values in out.items():
+                values[index] = np.flip(values[index], 3 if name == "anchors" else 2)
             for i in index:
                 words = re.split(r"\b(left|right)\b", instructions[i])
                 instructions[i] = "".join(MIRRORED.get(w, w) for w in words)
@@ -241,7 +248,7 @@ def merged(sets: Sequence[ConditionSet]) -> ConditionSet:
     """Several sets as one; episodes of later sets get numbers of their own."""
     arrays: dict[str, Any] = {
         n: np.concatenate([getattr(s, n) for s in sets])
-        for n in ("wrist", "image", "mask", "wrist_K", "anchors", "views")
+        for n in ("wrist", "image", "mask", "measured", "wrist_K", "anchors", "views")
     }
     step = max(int(s.episode.max()) for s in sets) + 1
     episode = np.concatenate([s.episode + k * step for k, s in enumerate(sets)])

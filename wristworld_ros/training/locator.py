@@ -22,9 +22,6 @@ from wristworld_ros.reconstruction.locator import (
 from wristworld_ros.training.shard_data import Batch, ShardSet
 from wristworld_ros.training.stage1 import apply, coloured
 
-#: Tensors of at least so many values are stored in 8 bits.
-COMPACT = 50_000
-
 
 @dataclass(frozen=True)
 class LocatorLosses:

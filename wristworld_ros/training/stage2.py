@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.generation.autoencoder import Autoencoder
 from wristworld_ros.generation.conditioning import fill_holes, mask_channels, ray_channels
 from wristworld_ros.generation.model import Context, Stage2Model
@@ -25,7 +24,7 @@ from wristworld_ros.training.loop import (
     train,
     training_record,
 )
-from wristworld_ros.weights import load_weights, read_config, save_weights
+from wristworld_ros.weights import COMPACT, load_weights, read_config, save_weights
 
 CLIP = 4  # frames of a training clip
 CLIP_SHARE = 0.3  # of batches; the others hold single frames
@@ -33,9 +32,6 @@ DROP_TEXT, DROP_ANCHORS = 0.1, 0.1
 SHARE_OF_NOISE = 0.7
 #: Copies of the training frames with other colours and, half of them, mirrored.
 COPIES = 1
-#: Share of steps and time that the detail restorer gets, once all else is trained.
-DETAIL_SHARE = 0.3
-DETAIL_RATE = 1e-3
 
 
 @dataclass
@@ -160,7 +156,7 @@ def generate(
     noise: Tensor,
     steps: int,
 ) -> Tensor:
-    """Decoded pictures of single frames (B indices), before their details are restored.
+    """Decoded pictures of single frames (B indices).
 
     Returns:
         B x 3 x H x W in [0, 1].
@@ -176,9 +172,9 @@ def pixels(images: np.ndarray) -> Tensor:
 
 
 def condition_pixels(data: ConditionSet, index: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Hole-filled condition maps B x 3 x H x W and masks B x 1 x H x W."""
-    mask = torch.from_numpy(data.mask[index])[:, None].float()
-    return fill_holes(pixels(data.image[index]), mask), mask
+    """Hole-filled condition maps B x 3 x H x W, and B x 2 x H x W: drawn, and measured."""
+    masks = torch.from_numpy(np.stack([data.mask[index], data.measured[index]], 1)).float()
+    return fill_holes(pixels(data.image[index]), masks[:, :1]), masks
 
 
 def batches_by_views(data: ConditionSet, size: int = 32) -> Iterator[np.ndarray]:
@@ -193,51 +189,22 @@ def batches_by_views(data: ConditionSet, size: int = 32) -> Iterator[np.ndarray]
 def evaluate_latents(
     model: Stage2Model, latents: LatentSet, autoencoder: Autoencoder, steps: int = 2
 ) -> dict[str, float]:
-    """Mean PSNR [dB] over frames: generated pictures, the same before their details are restored,
-    and hole-filled condition maps."""
-    psnr: dict[str, list[Tensor]] = {"psnr": [], "psnr_decoded": [], "psnr_condition": []}
+    """Mean PSNR [dB] over frames of decoded pictures and of hole-filled condition maps."""
+    psnr: dict[str, list[Tensor]] = {"psnr": [], "psnr_condition": []}
     _, C, h, w = latents.clean.shape
     noise = torch.randn(1, C, 1, h, w, generator=torch.Generator().manual_seed(0))
     for index in batches_by_views(latents.data, 16):
         truth = pixels(latents.data.wrist[index])
         decoded = generate(model, latents, autoencoder, index, noise, steps)
-        filled, mask = condition_pixels(latents.data, index)
-        pictures = (model.restore(decoded, filled, mask), decoded, filled)
-        for values, picture in zip(psnr.values(), pictures, strict=True):
-            values.append(-10 * torch.log10((picture - truth).square().mean((1, 2, 3))))
+        filled, _ = condition_pixels(latents.data, index)
+        for values, picture in zip(psnr.values(), (decoded, filled), strict=True):
+            values.append(psnr_db(picture, truth))
     return {name: torch.cat(values).mean().item() for name, values in psnr.items()}
 
 
-def train_detail(
-    model: Stage2Model,
-    latents: LatentSet,
-    autoencoder: Autoencoder,
-    work: Path,
-    loop: LoopConfig,
-    steps: int = 2,
-) -> None:
-    """Train the detail restorer on pictures that the rest of the model generates."""
-    assert model.detail is not None
-    data = latents.data
-    generator = torch.Generator().manual_seed(loop.seed)
-    decoded = np.empty_like(data.wrist)
-    _, C, h, w = latents.clean.shape
-    for index in tqdm(list(batches_by_views(data)), desc="pictures", mininterval=5.0):
-        noise = torch.randn(1, C, 1, h, w, generator=generator)
-        picture = generate(model, latents, autoencoder, index, noise, steps)
-        decoded[index] = (picture * 255).round().byte().permute(0, 2, 3, 1).numpy()
-
-    def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        index = torch.randint(len(data), (loop.batch_size,), generator=generator).numpy()
-        truth = pixels(data.wrist[index])
-        restored = net(pixels(decoded[index]), *condition_pixels(data, index))
-        error = restored - truth
-        edges = sum(error.diff(dim=d).abs().mean() for d in (-1, -2))
-        mse = error.square().mean()
-        return error.abs().mean() + 0.5 * edges + 5 * mse, {"psnr": -10 * torch.log10(mse).item()}
-
-    ema = train(model.detail, compute, work, loop)
-    model.detail.load_state_dict(ema.state)
+def psnr_db(a: Tensor, b: Tensor) -> Tensor:
+    """PSNR [dB] of B pairs of pictures in [0, 1]."""
+    return -10 * torch.log10((a - b).square().mean((1, 2, 3)))
 
 
 def train_stage2(
@@ -256,8 +223,6 @@ def train_stage2(
     Args:
         init: folder of weights to start from.
     """
-    if stage1.name != "stage1":
-        raise InvalidInputError(f"--stage1 {stage1}: give the 'stage1' folder of a model.")
     autoencoder = Autoencoder.from_config(read_config(autoencoder_folder)["config"])
     load_weights(autoencoder_folder, autoencoder)
     autoencoder.eval().requires_grad_(False)
@@ -275,7 +240,7 @@ def train_stage2(
     text = TextEncoder(model.config.text_tokens)
 
     def load(name: str, folder: Path, limit: int | None = None) -> ConditionSet:
-        return build_conditions(folder, stage1.parent, work / f"conditions_{name}", limit=limit)
+        return build_conditions(folder, stage1, work / f"conditions_{name}", limit=limit)
 
     val = encode_set(load("val", val_folder), autoencoder, text)
     original = load("train", train_folder, limit)
@@ -300,23 +265,9 @@ def train_stage2(
         assert isinstance(net, Stage2Model)
         return evaluate_latents(net, val, autoencoder)
 
-    most = replace(
-        loop,
-        steps=round(loop.steps * (1 - DETAIL_SHARE)),
-        minutes=loop.minutes * (1 - DETAIL_SHARE),
-    )
-    ema = train(model, compute, work, most, evaluate=evaluate, evaluate_every=1000)
+    ema = train(model, compute, work, loop, evaluate=evaluate, evaluate_every=1000)
     model.load_state_dict(ema.state)
     model.eval().requires_grad_(False)
-    assert model.detail is not None
-    model.detail.requires_grad_(True)
-    rest = replace(
-        loop,
-        steps=loop.steps - most.steps,
-        minutes=loop.minutes * DETAIL_SHARE,
-        learning_rate=DETAIL_RATE,
-    )
-    train_detail(model, data, autoencoder, work / "detail", rest)
     scores = {
         f"steps_{steps}": evaluate_latents(model, val, autoencoder, steps) for steps in (1, 2, 4, 8)
     }
@@ -329,5 +280,6 @@ def train_stage2(
                 "training": record,
                 "scores": {"split": "val", **scores},
             },
+            compact=COMPACT,
         )
     return scores["steps_2"]

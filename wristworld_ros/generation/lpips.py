@@ -154,7 +154,8 @@ class LPIPS(nn.Module):
                 x = F.max_pool2d(x, pooling[i], 2)
             x = F.relu(layer(x))
             if i in compared:
-                unit = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+                # Inside the root: where all features are zero, so is the gradient.
+                unit = x / (x.square().sum(1, keepdim=True) + 1e-20).sqrt()
                 difference = (unit[: len(a)] - unit[len(a) :]) ** 2
                 head = getattr(self, f"head_{compared.index(i)}")
                 total = total + (difference * head[:, None, None]).sum(1).mean((1, 2))

@@ -1,0 +1,82 @@
+"""The detail restorer: which pixels it takes from the condition map, and whose it is."""
+
+import numpy as np
+import pytest
+import torch
+
+from wristworld_ros.errors import WeightsError
+from wristworld_ros.generation.detail import DetailConfig, DetailRestorer, restored
+from wristworld_ros.reconstruction.companions import load_companion
+from wristworld_ros.weights import save_weights
+
+TINY = DetailConfig(widths=(8, 8, 8, 8))
+
+
+@pytest.fixture
+def pictures():
+    """Decoded 0.2, condition 0.8, drawn and measured in the left half; sides that are no multiples
+    of 16."""
+    mask = torch.zeros(1, 2, 24, 40)
+    mask[..., :20] = 1
+    return torch.full((1, 3, 24, 40), 0.2), torch.full((1, 3, 24, 40), 0.8), mask
+
+
+def test_without_training_it_takes_a_little_of_what_was_drawn(pictures):
+    net = DetailRestorer(TINY)
+    out = net(*pictures)
+    taken = 1 / (1 + np.exp(2))
+    assert torch.allclose(out[..., :20], torch.full((), float(0.2 + taken * 0.6)), atol=1e-6)
+    assert torch.equal(out[..., 20:], pictures[0][..., 20:])
+
+
+def test_what_it_takes_is_said_per_pixel(pictures):
+    """The first of the four pixels of a cell, and none of the others."""
+    net = DetailRestorer(TINY)
+    with torch.no_grad():
+        net.out.bias[12:] = torch.tensor([100.0, -100, -100, -100])
+    out = net(*pictures)
+    expected = torch.full((24, 20), 0.2)
+    expected[::2, ::2] = 0.8
+    torch.testing.assert_close(out[0, 1, :, :20], expected)
+    assert torch.equal(out[..., 20:], pictures[0][..., 20:])
+
+
+def test_guessed_colours_are_told_from_measured_ones(pictures):
+    picture, condition, mask = pictures
+    torch.manual_seed(0)
+    net = DetailRestorer(TINY)
+    torch.nn.init.normal_(net.out.weight, std=0.1)
+    guessed = torch.cat([mask[:, :1], torch.zeros_like(mask[:, 1:])], 1)
+    with torch.no_grad():
+        difference = (net(picture, condition, mask) - net(picture, condition, guessed)).abs()
+    assert difference[..., :20].mean() > 0.01
+
+
+def test_bfloat16_training_stays_close_to_float32(pictures):
+    torch.manual_seed(0)
+    net = DetailRestorer(TINY)
+    torch.nn.init.normal_(net.out.weight, std=0.1)
+    with torch.no_grad():
+        exact = net(*pictures)
+        net.bf16 = True
+        half = net(*pictures)
+    assert half.dtype == torch.float32
+    assert 0 < (half - exact).abs().mean() < 0.1 * exact.std()
+
+
+def test_restored_pictures_are_pictures(pictures):
+    picture, condition, mask = pictures
+    assert torch.equal(restored(None, picture + 2, condition, mask), torch.ones_like(picture))
+    net = DetailRestorer(TINY)
+    with torch.no_grad():
+        net.out.bias[:12] = 5
+    assert torch.equal(restored(net, *pictures), torch.ones_like(picture))
+
+
+def test_it_belongs_to_one_stage_2(tmp_path):
+    net = DetailRestorer(TINY)
+    save_weights(tmp_path / "detail", net, net.config_dict(), {"stage2": "ab" * 32})
+    loaded = load_companion(tmp_path / "detail", DetailRestorer, "stage2", "ab" * 32)
+    assert loaded is not None and loaded.config == TINY
+    with pytest.raises(WeightsError, match="stage2 abab.* --stage2 "):
+        load_companion(tmp_path / "detail", DetailRestorer, "stage2", "cd" * 32)
