@@ -70,10 +70,12 @@ format: setup ## let ruff rewrite the code
 bench: setup ## all benchmarks, each prints its table
 	for file in $(sort $(wildcard benchmarks/bench_*.py)); do echo "== $$file"; $(PY) $$file $(ARGS); done
 
-figures: setup ## measure the figures of README.md again: docs/results, docs/*.png (45 minutes)
+figures: setup ## measure the figures of README.md again: docs/results, docs/*.png (60 minutes)
 	$(WW) evaluate stage1 --split test-iid --sequences 0 --json docs/results/stage1.json
 	$(WW) evaluate stage1 --split test-iid --sequences 0 --source fused --json docs/results/fused.json
 	$(EVALUATE) test-iid --seeds 200000:200020 --json docs/results/test-iid.json
+	$(EVALUATE) test-iid --seeds 200000:200010 --frames 1 --sequences 10 \
+	  --geometry true robot kinematic calibrated --json docs/results/clips.json
 	for split in $(SPLITS); do \
 	  $(EVALUATE) $${split%:*} --seeds $${split#*:}0000:$${split#*:}0010 \
 	    --geometry robot calibrated --json docs/results/$${split%:*}.json; done

