@@ -1,5 +1,7 @@
 """The generator at tiny size: modes, determinism, sampling against a known model, refusals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from wristworld_ros.errors import InvalidInputError, WeightsError, WristWorldErr
 from wristworld_ros.generation import Generator
 from wristworld_ros.generation.anchor_encoder import AnchorEncoderConfig
 from wristworld_ros.generation.autoencoder import MINI_AUTOENCODER, Autoencoder
+from wristworld_ros.generation.detail import DetailConfig, DetailRestorer
 from wristworld_ros.generation.generator import CHUNK
 from wristworld_ros.generation.model import Context, Stage2Config, Stage2Model
 from wristworld_ros.generation.pipeline import sample, scheduler_for
@@ -69,6 +72,23 @@ def test_a_frame_says_what_it_is(generator, folder):
     assert (result.steps, result.seed, result.mode, result.backend) == (1, 0, "stream", "torch")
     assert result.model_id == folder.name and len(result.model_sha256) == 64
     assert set(result.latency) == {"encode", "denoise", "decode"}
+
+
+def test_the_detail_restorer_has_the_last_word(folder):
+    """Where it takes the condition map and how sure it is; never sure of what no anchor shows."""
+    plain = Generator.from_pretrained(folder)
+    detail = DetailRestorer(DetailConfig(widths=(8, 8, 8, 8)))
+    with torch.no_grad():
+        detail.out.bias[12:16] = 100
+        detail.out.bias[16:] = torch.log(torch.tensor(0.8 / 0.2))
+    generator = Generator(plain.model, plain.autoencoder, plain.text, detail=detail)
+    condition, frame = moment()
+    condition = replace(condition, view=np.where(np.arange(64) < 10, -2, condition.view))
+    before, after = plain(condition, frame), generator(condition, frame)
+    np.testing.assert_allclose(after.image[:, :40], condition.image[:, :40], atol=1)
+    np.testing.assert_array_equal(after.image[:, 40:], before.image[:, 40:])
+    np.testing.assert_allclose(after.confidence[:, 10:40], 0.8, atol=1e-6)
+    assert (after.confidence[:, :10] == 0).all() and (after.confidence[:, 40:] == 0).all()
 
 
 def test_equal_seeds_give_equal_bytes(generator, folder):

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,12 +53,13 @@ def test_details_that_the_autoencoder_loses_come_back(decoded, perceptual):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert figures.keys() == {"psnr", "lpips"}
+    assert figures.keys() == {"psnr", "lpips", "doubt"}
     after = evaluate_detail(net, data, decoded, perceptual)
     for name in ("psnr_decoded", "psnr_condition", "lpips_decoded", "lpips_condition"):
         assert after[name] == before[name]
     assert after["psnr"] > before["psnr_decoded"] + 3
     assert after["lpips"] < 0.5 * before["lpips_decoded"]
+    assert after["doubt"] < 0.6 * before["doubt"]
 
 
 def test_pictures_of_one_view_stay_alike():
@@ -81,18 +83,24 @@ def test_pictures_of_one_view_stay_alike():
 def test_losses_of_a_known_error(perceptual):
     """A grey picture that is too bright by 0.1, everywhere or in one half."""
     truth = torch.full((2, 3, SIZE, SIZE), 0.4)
-    plain = DetailLosses(perceptual=0.0)
-    loss, figures = detail_loss(truth + 0.1, truth, perceptual, plain)
+    unsure = torch.zeros(2, 1, SIZE, SIZE)
+    plain = DetailLosses(perceptual=0.0, right=0.0)
+    loss, figures = detail_loss(truth + 0.1, unsure, truth, perceptual, plain)
     assert loss.item() == pytest.approx(0.1 + 5 * 0.01, rel=1e-4)
     assert figures["psnr"] == pytest.approx(20, abs=1e-3)
     half = truth.clone()
     half[..., : SIZE // 2] += 0.1
-    loss, _ = detail_loss(half, truth, perceptual, plain)
+    loss, _ = detail_loss(half, unsure, truth, perceptual, plain)
     # One column of differences in SIZE - 1 has an error of 0.1.
     assert loss.item() == pytest.approx(0.05 + 5 * 0.005 + 0.5 * 0.1 / (SIZE - 1), rel=1e-4)
-    more, figures = detail_loss(half, truth, perceptual, replace(plain, perceptual=2.0))
+    more, figures = detail_loss(half, unsure, truth, perceptual, replace(plain, perceptual=2.0))
     assert (more - loss).item() == pytest.approx(2 * figures["lpips"], rel=1e-4)
     assert figures["lpips"] > 0
+    # Surely right everywhere, which is so in one half.
+    sure = torch.full_like(unsure, 3.0)
+    more, _ = detail_loss(half, sure, truth, perceptual, replace(plain, right=1.0))
+    expected = 0.5 * np.log1p(np.exp(-3)) + 0.5 * np.log1p(np.exp(3))
+    assert (more - loss).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_lpips_has_a_gradient_where_nothing_is_seen(perceptual):

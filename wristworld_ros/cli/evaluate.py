@@ -316,6 +316,12 @@ def table(results: dict) -> str:
             )
             pose = ""
     for geometry, result in results.items():
+        trust = result["confidence"]
+        if trust["rank_correlation"] is not None and trust["gap"] is not None:
+            lines.append(
+                f"{geometry:<11} confidence: rank correlation with the error "
+                f"{trust['rank_correlation']:.2f}, off by {trust['gap']:.2f} on measured pixels"
+            )
         clips = result.get("clips", {})
         for measure in ("fvd", "flicker") if clips else ():
             found = ", ".join(f"{name} {value:.2f}" for name, value in clips[measure].items())

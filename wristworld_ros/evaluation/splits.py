@@ -20,11 +20,12 @@ from wristworld_ros.evaluation.baselines import (
     true_condition,
 )
 from wristworld_ros.evaluation.metrics import fit_truth, pose_error_mm_deg
+from wristworld_ros.evaluation.reliability import Reliability
 from wristworld_ros.evaluation.robots import simulated_robot
 from wristworld_ros.evaluation.scores import Means, regions, score_frame, spread
 from wristworld_ros.generation import Generator
 from wristworld_ros.reconstruction import Reconstructor
-from wristworld_ros.types import AnchorFrame, Image, Reconstruction
+from wristworld_ros.types import AnchorFrame, Image, Reconstruction, WristFrame
 
 
 def in_first_anchor(episode: SimulatedEpisode, t: int, result: Reconstruction) -> tuple[Any, Any]:
@@ -60,11 +61,12 @@ def evaluate_split(
 
     Returns:
         geometry -> ``scores`` (picture -> metric -> mean), ``pose_mm``, ``pose_deg``,
-        ``coverage``, ``imagined_fraction``.
+        ``coverage``, ``imagined_fraction``, and ``confidence`` (of ``Reliability``).
     """
     reconstructor = Reconstructor.from_pretrained(model)
     generator = Generator.from_pretrained(model, steps=steps, seed=seed)
     means = {g: Means() for g in geometries}
+    trust = {g: Reliability() for g in geometries}
     values: dict[str, dict[str, list[float]]] = {
         g: {k: [] for k in ("pose_mm", "pose_deg", "coverage", "imagined_fraction")}
         for g in geometries
@@ -84,11 +86,16 @@ def evaluate_split(
                 values[g]["pose_mm"].append(mm)
                 values[g]["pose_deg"].append(deg)
                 values[g]["coverage"].append(result.condition.coverage)
-                scores, imagined = _score(episode, t, frame, result, generator, mean_image, lpips)
+                scores, made = _score(episode, t, frame, result, generator, mean_image, lpips)
                 means[g].add(scores)
-                values[g]["imagined_fraction"].append(imagined)
+                values[g]["imagined_fraction"].append(made.imagined_fraction)
+                trust[g].add(made.confidence, made.image, episode.wrist_rgb[t])
     return {
-        g: {"scores": means[g].summary(), **{k: spread(v) for k, v in values[g].items() if v}}
+        g: {
+            "scores": means[g].summary(),
+            "confidence": trust[g].summary(),
+            **{k: spread(v) for k, v in values[g].items() if v},
+        }
         for g in geometries
     }
 
@@ -101,8 +108,8 @@ def _score(
     generator: Generator,
     mean_image: Image | None,
     lpips: bool,
-) -> tuple[dict[str, dict[str, float]], float]:
-    """Pictures of one frame against the truth, and the imagined fraction."""
+) -> tuple[dict[str, dict[str, float]], WristFrame]:
+    """Pictures of one frame against the truth, and the generated one."""
     truth = episode.wrist_rgb[t]
     h, w = truth.shape[:2]
     condition = result.condition
@@ -122,4 +129,4 @@ def _score(
     made = generator(condition, frame)
     pictures = {"generated": made.image, **pictures}
     parts = regions(condition.mask, episode.wrist_depth[t], made.confidence)
-    return score_frame(pictures, truth, parts, with_lpips=lpips), made.imagined_fraction
+    return score_frame(pictures, truth, parts, with_lpips=lpips), made

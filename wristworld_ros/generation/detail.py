@@ -1,4 +1,5 @@
-"""The decoded picture, corrected by what the condition map shows of the same pixels.
+"""The decoded picture, corrected by what the condition map shows of the same pixels, and how likely
+each pixel is right.
 
 The autoencoder keeps 16 numbers for 8 x 8 pixels, and an average over what might be there is all
 that a small generator can say of them; texture that the anchors did see need not go through either.
@@ -19,6 +20,8 @@ from wristworld_ros.reconstruction.heads import double_conv, down_and_up
 _MULTIPLE = 16
 #: Logit that a pixel of the condition map is taken, before training.
 _START = -2.0
+#: Mean absolute error over the colours, in [0, 1], up to which a pixel is right.
+RIGHT = 0.08
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,9 @@ class DetailConfig:
 
 
 class DetailRestorer(Companion):
-    """A U-net that says, for each pixel, how far the condition map is to be taken, and adds what
-    both pictures lack. It belongs to one stage 2, on whose pictures it was trained.
+    """A U-net that says, for each pixel, how far the condition map is to be taken, adds what both
+    pictures lack, and knows how likely the result is right (to ``RIGHT``). It belongs to one stage
+    2, on whose pictures it was trained.
 
     Attributes:
         bf16: run the convolutions in bfloat16.
@@ -55,12 +59,12 @@ class DetailRestorer(Companion):
         self.up = nn.ModuleList(
             [double_conv(d + c, c), double_conv(c + b, b), double_conv(b + a, a)]
         )
-        self.out = nn.Conv2d(a, 4 * (3 + 1), 3, padding=1)
+        self.out = nn.Conv2d(a, 4 * (3 + 1 + 1), 3, padding=1)
         assert self.out.bias is not None
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, picture: Tensor, condition: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, picture: Tensor, condition: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Restore.
 
         Args:
@@ -70,7 +74,7 @@ class DetailRestorer(Companion):
                 (``ConditionMap.measured``): colours of the robot's own body may be guessed.
 
         Returns:
-            B x 3 x H x W, not clamped.
+            B x 3 x H x W, not clamped, and B x 1 x H x W logits that the pixel is right.
         """
         H, W = picture.shape[-2:]
         x = torch.cat([picture * 2 - 1, condition * 2 - 1, mask], 1)
@@ -79,15 +83,10 @@ class DetailRestorer(Companion):
             x = self.enter(F.pixel_unshuffle(x, 2))
             x = F.pixel_shuffle(self.out(down_and_up(x, self.down, self.up)), 2)
         x = x.float()[..., :H, :W]
-        taken = torch.sigmoid(x[:, 3:] + _START) * mask[:, :1]
-        return picture + taken * (condition - picture) + x[:, :3]
+        taken = torch.sigmoid(x[:, 3:4] + _START) * mask[:, :1]
+        return picture + taken * (condition - picture) + x[:, :3], x[:, 4:]
 
 
-def restored(
-    detail: DetailRestorer | None, decoded: Tensor, condition: Tensor, mask: Tensor
-) -> Tensor:
-    """The picture to show from the decoded one, in [0, 1]; arguments as ``DetailRestorer``."""
-    picture = decoded.clamp(0, 1)
-    if detail is not None:
-        picture = detail(picture, condition, mask)
-    return picture.clamp(0, 1)
+def is_right(picture: Tensor, truth: Tensor) -> Tensor:
+    """B x 1 x H x W, 1 where a picture (B x 3 x H x W in [0, 1]) is right to ``RIGHT``."""
+    return ((picture - truth).abs().mean(1, keepdim=True) < RIGHT).to(picture.dtype)

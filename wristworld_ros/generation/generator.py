@@ -20,7 +20,7 @@ from wristworld_ros.generation.conditioning import (
     ray_channels,
 )
 from wristworld_ros.generation.confidence import measured_confidence
-from wristworld_ros.generation.detail import DetailRestorer, restored
+from wristworld_ros.generation.detail import DetailRestorer
 from wristworld_ros.generation.model import Stage2Model
 from wristworld_ros.generation.pipeline import sample, scheduler_for
 from wristworld_ros.generation.text import TextEncoder
@@ -173,10 +173,14 @@ class Generator:
             noise = self._noise_for(h, w).expand(-1, -1, len(frames), -1, -1)
             clean = sample(self.model, context, noise, steps=self.steps)
             denoised = time.perf_counter()
-            picture = self.autoencoder.decode(clean[0].transpose(0, 1))
+            picture = self.autoencoder.decode(clean[0].transpose(0, 1)).clamp(0, 1)
             seen = torch.from_numpy(np.stack([c.measured for c in conditions]))[:, None].to(mask)
-            picture = restored(self.detail, picture, filled, torch.cat([mask, seen], 1))
-            confidence = measured_confidence(picture, image, seen)
+            if self.detail is not None:
+                picture, right = self.detail(picture, filled, torch.cat([mask, seen], 1))
+                picture = picture.clamp(0, 1)
+                confidence = (seen * right.sigmoid())[:, 0]
+            else:
+                confidence = measured_confidence(picture, image, seen)
         if not bool(torch.isfinite(picture).all()):
             raise WristWorldError(
                 "the generator gave values that are not finite; no picture is published. Check "

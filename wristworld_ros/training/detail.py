@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from wristworld_ros.generation.autoencoder import Autoencoder
-from wristworld_ros.generation.detail import DetailRestorer, restored
+from wristworld_ros.generation.detail import DetailRestorer, is_right
 from wristworld_ros.generation.lpips import LPIPS
 from wristworld_ros.generation.model import Stage2Model
 from wristworld_ros.generation.text import TextEncoder
@@ -49,12 +50,14 @@ class DetailLosses:
         edges: of the errors of their differences between neighbours.
         perceptual: of LPIPS (AlexNet). Means over what might be there have the least error of the
             other kinds, and look blurred.
+        right: of the cross entropy of what is said to be right.
     """
 
     l1: float = 1.0
     squared: float = 5.0
     edges: float = 0.5
     perceptual: float = 0.25
+    right: float = 0.05
 
 
 def decode_set(
@@ -92,20 +95,30 @@ def varied_alike(
 
 
 def detail_loss(
-    picture: Tensor, truth: Tensor, perceptual: LPIPS, losses: DetailLosses
+    picture: Tensor, right: Tensor, truth: Tensor, perceptual: LPIPS, losses: DetailLosses
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of B x 3 x H x W pictures in [0, 1], and figures to log."""
+    """Loss, and figures to log.
+
+    Args:
+        picture, right: of ``DetailRestorer``; truth: B x 3 x H x W in [0, 1].
+    """
     error = picture - truth
     edges = sum(error.diff(dim=d).abs().mean() for d in (-1, -2))
     squared = error.square().mean()
     distance = perceptual(2 * picture - 1, 2 * truth - 1).mean()
+    doubt = F.binary_cross_entropy_with_logits(right, is_right(picture.detach(), truth))
     total = (
         losses.l1 * error.abs().mean()
         + losses.edges * edges
         + losses.squared * squared
         + losses.perceptual * distance
+        + losses.right * doubt
     )
-    return total, {"psnr": -10 * torch.log10(squared).item(), "lpips": distance.item()}
+    return total, {
+        "psnr": -10 * torch.log10(squared).item(),
+        "lpips": distance.item(),
+        "doubt": doubt.item(),
+    }
 
 
 def detail_step(
@@ -123,7 +136,8 @@ def detail_step(
     stack = torch.stack([pixels(data.wrist[index]), pixels(decoded[index]), filled], 1)
     stack, mask = varied_alike(stack, mask, generator)
     truth, picture, condition = stack.unbind(1)
-    return detail_loss(net(picture, condition, mask), truth, perceptual, losses)
+    made, right = net(picture, condition, mask)
+    return detail_loss(made, right, truth, perceptual, losses)
 
 
 @torch.no_grad()
@@ -131,18 +145,19 @@ def evaluate_detail(
     net: DetailRestorer, data: ConditionSet, decoded: NDArray[np.uint8], perceptual: LPIPS
 ) -> dict[str, float]:
     """Means over frames of PSNR [dB] and LPIPS: of restored pictures, of decoded ones, and of
-    hole-filled condition maps."""
+    hole-filled condition maps; and the cross entropy of what is said to be right (``doubt``)."""
     net.eval()
     values: dict[str, list[Tensor]] = {}
     for start in range(0, len(data), 32):
         index = np.arange(start, min(start + 32, len(data)))
         truth, picture = pixels(data.wrist[index]), pixels(decoded[index])
         filled, mask = condition_pixels(data, index)
-        shown = {
-            "": restored(net, picture, filled, mask),
-            "_decoded": picture,
-            "_condition": filled,
-        }
+        made, right = net(picture, filled, mask)
+        shown = {"": made.clamp(0, 1), "_decoded": picture, "_condition": filled}
+        doubt = F.binary_cross_entropy_with_logits(
+            right, is_right(shown[""], truth), reduction="none"
+        )
+        values.setdefault("doubt", []).append(doubt.mean((1, 2, 3)))
         for name, x in shown.items():
             x = (x * 255).round() / 255
             values.setdefault(f"psnr{name}", []).append(psnr_db(x, truth))
