@@ -381,7 +381,7 @@ class WristFrame:
     Attributes:
         stamp_ns: the anchors' stamp [ns].
         image: H x W x 3 uint8 RGB.
-        confidence: H x W float32 in [0, 1]: 1 measured, 0 imagined.
+        confidence: H x W float32 in [0, 1]: how likely a measured pixel is right; 0 imagined.
         camera: the virtual wrist camera.
         coverage: share of wrist pixels that the condition map covers.
         imagined_fraction: share of pixels with confidence below 0.5.
