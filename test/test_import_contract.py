@@ -20,6 +20,7 @@ ALLOWED = {
     "errors": set(),
     "types": {"errors"},
     "compat": {"errors"},
+    "packaged_weights": {"errors"},
     "provenance": {"__init__"},
     "resources": {"errors"},
     "weights": {*BASE, "resources"},
@@ -27,7 +28,8 @@ ALLOWED = {
     "runtime": {*BASE, "resources"},
     "reconstruction": {*BASE, "geometry", "runtime", "compat", "resources", "weights"},
     "generation": {
-        *BASE, "geometry", "runtime", "compat", "resources", "weights", "reconstruction",
+        *BASE, "geometry", "runtime", "compat", "packaged_weights", "resources", "weights",
+        "reconstruction",
     },
     "data": {*BASE, "geometry", "resources"},
     "calibration": {*BASE, "geometry", "resources", "reconstruction", "data"},
@@ -36,8 +38,8 @@ ALLOWED = {
         "reconstruction", "generation", "data",
     },
     "evaluation": {
-        *BASE, "geometry", "runtime", "compat", "provenance", "resources", "weights",
-        "reconstruction", "generation", "data",
+        *BASE, "geometry", "runtime", "compat", "packaged_weights", "provenance", "resources",
+        "weights", "reconstruction", "generation", "data",
     },
     "experiments": {
         *BASE, "geometry", "provenance", "resources", "weights", "reconstruction", "data",

@@ -23,3 +23,7 @@ class WeightsError(WristWorldError):
 
 class BagError(WristWorldError):
     """A bag cannot be read or written, or lacks what was asked of it."""
+
+
+class EngineError(WristWorldError):
+    """A compiled network cannot be built, found, read or run on this machine."""

@@ -25,6 +25,8 @@ VERBS = {
     "train": "wristworld_ros.cli.train",
     "evaluate": "wristworld_ros.cli.evaluate",
     "experiment": "wristworld_ros.cli.experiment",
+    "engine": "wristworld_ros.cli.engine",
+    "bench": "wristworld_ros.cli.bench",
     "up": "wristworld_ros.cli.up",
     "info": "wristworld_ros.cli.info",
 }

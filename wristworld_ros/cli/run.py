@@ -43,6 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backbone-weights", type=Path, metavar="FILE", help="published weights of that network"
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    parser.add_argument(
+        "--backend",
+        default="torch",
+        choices=("auto", "torch", "openvino", "onnxruntime"),
+        help="what runs the generator: torch (default), or engines of `wristworld engine build`; "
+        "auto: the best of these for which there is one",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse what the backend has no engine for"
+    )
     camera = parser.add_argument_group("wrist camera to synthesise")
     source = camera.add_mutually_exclusive_group()
     source.add_argument(
@@ -112,6 +122,8 @@ def run(args: argparse.Namespace) -> int:
             backbone=args.backbone,
             backbone_weights=args.backbone_weights,
             device=args.device,
+            backend=args.backend,
+            strict=args.strict,
             wrist_camera_topic=args.wrist_camera_from,
             wrist_fov_y=None if args.wrist_fov is None else math.radians(args.wrist_fov),
             wrist_size=size,

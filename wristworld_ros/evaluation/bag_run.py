@@ -45,6 +45,7 @@ class RunOptions:
         backbone, backbone_weights: a large network for depth and cameras, and its weights' file;
             see ``Reconstructor.from_pretrained``.
         device: for torch.
+        backend, strict: what runs the generator's networks (``Dispatcher``).
         wrist_camera_topic: camera_info of the wrist camera to synthesise.
         wrist_fov_y: its vertical field of view [rad], when there is no such topic.
         wrist_size: width and height of the generated picture [px].
@@ -67,6 +68,8 @@ class RunOptions:
     backbone: str = "mini"
     backbone_weights: Path | None = None
     device: str = "cpu"
+    backend: str = "torch"
+    strict: bool = False
     wrist_camera_topic: str = ""
     wrist_fov_y: float | None = None
     wrist_size: tuple[int, int] | None = None
@@ -123,6 +126,8 @@ def _run(bag: BagReader, out: Path, options: RunOptions) -> EpisodeReport:
         seed=options.seed,
         mode=options.mode,
         device=options.device,
+        backend=options.backend,
+        strict=options.strict,
     )
     record = provenance(
         seed=options.seed,

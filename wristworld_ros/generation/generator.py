@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -22,11 +22,13 @@ from wristworld_ros.generation.conditioning import (
 from wristworld_ros.generation.confidence import measured_confidence
 from wristworld_ros.generation.detail import DetailRestorer
 from wristworld_ros.generation.model import Stage2Model
+from wristworld_ros.generation.networks import Stage2Networks
 from wristworld_ros.generation.pipeline import sample, scheduler_for
 from wristworld_ros.generation.text import TextEncoder
 from wristworld_ros.reconstruction.companions import load_companion
 from wristworld_ros.resources import model_dir
 from wristworld_ros.runtime.device import select_device
+from wristworld_ros.runtime.dispatch import Dispatcher
 from wristworld_ros.types import AnchorFrame, ConditionMap, WristFrame
 from wristworld_ros.weights import load_weights, read_config
 
@@ -45,7 +47,8 @@ class Generator:
         model, autoencoder, text: the networks of stage 2.
         detail: the network that corrects the decoded picture by the condition map, or None.
         steps: denoising steps; seed: of the noise.
-        model_id: name of the model; sha256: of its weights.
+        model_id: name of the model; sha256s: part of it -> sha256 of its weights.
+        dispatcher: what runs the networks; torch when None.
     """
 
     def __init__(
@@ -59,8 +62,9 @@ class Generator:
         seed: int = 0,
         mode: str = "stream",
         model_id: str = "custom",
-        sha256: str = "",
+        sha256s: Mapping[str, str] | None = None,
         device: str = "cpu",
+        dispatcher: Dispatcher | None = None,
     ) -> None:
         if mode not in MODES:
             raise InvalidInputError(f"mode '{mode}' is not in {MODES}.")
@@ -73,7 +77,14 @@ class Generator:
             self.detail = detail.to(self.device).eval().requires_grad_(False)
         self.text = text
         self.steps, self.seed, self.mode = steps, seed, mode
-        self.model_id, self.sha256 = model_id, sha256
+        self.model_id, self.sha256s = model_id, dict(sha256s or {})
+        self.networks = Stage2Networks(
+            self.model,
+            self.autoencoder,
+            self.detail,
+            self.sha256s,
+            dispatcher or Dispatcher(),
+        )
         self._noise: dict[tuple[int, int], Tensor] = {}
 
     @classmethod
@@ -85,37 +96,68 @@ class Generator:
         seed: int = 0,
         mode: str = "stream",
         device: str = "cpu",
+        backend: str = "torch",
+        precision: str | None = None,
+        strict: bool = False,
     ) -> Generator:
         """Load a model folder (the shipped ``mini`` when None).
 
         It has the folders ``stage2`` and ``autoencoder``, and may have ``detail``.
 
+        Args:
+            backend, precision, strict: what runs the networks (``Dispatcher``).
+
         Raises:
             WeightsError: weights are missing, truncated, altered or do not fit.
+            InvalidInputError: no such backend or precision.
+            EngineError: the backend is not installed.
         """
+        dispatcher = Dispatcher(backend, precision=precision, strict=strict)
         folder = Path(path) if path else model_dir("mini")
         model = Stage2Model.from_config(read_config(folder / "stage2")["config"])
         digest = load_weights(folder / "stage2", model)
         autoencoder = Autoencoder.from_config(read_config(folder / "autoencoder")["config"])
-        load_weights(folder / "autoencoder", autoencoder)
+        digests = {
+            "stage2": digest,
+            "autoencoder": load_weights(folder / "autoencoder", autoencoder),
+        }
+        detail = load_companion(folder / "detail", DetailRestorer, "stage2", digest)
+        if detail is not None:
+            digests["detail"] = detail.sha256
         return cls(
             model,
             autoencoder,
             TextEncoder(model.config.text_tokens),
-            detail=load_companion(folder / "detail", DetailRestorer, "stage2", digest),
+            detail=detail,
             steps=steps,
             seed=seed,
             mode=mode,
             model_id=folder.name,
-            sha256=digest,
+            sha256s=digests,
             device=device,
+            dispatcher=dispatcher,
         )
 
     @property
-    def sha256s(self) -> dict[str, str]:
-        """Part of the model -> sha256 of its weights."""
-        known = {"detail": self.detail.sha256} if self.detail is not None else {}
-        return {"stage2": self.sha256, **known}
+    def sha256(self) -> str:
+        """Of the weights of ``stage2``."""
+        return self.sha256s.get("stage2", "")
+
+    def with_dispatcher(self, dispatcher: Dispatcher) -> Generator:
+        """The same generator, its networks run by something else."""
+        return Generator(
+            self.model,
+            self.autoencoder,
+            self.text,
+            detail=self.detail,
+            steps=self.steps,
+            seed=self.seed,
+            mode=self.mode,
+            model_id=self.model_id,
+            sha256s=self.sha256s,
+            device=str(self.device),
+            dispatcher=dispatcher,
+        )
 
     def reset(self) -> None:
         """Forget everything that was carried from frame to frame."""
@@ -158,10 +200,10 @@ class Generator:
         K = torch.tensor(intrinsics, dtype=torch.float32, device=self.device)
         with torch.inference_mode():
             filled = fill_holes(image, mask)
-            latents = self.autoencoder.encode(filled)
+            latents = self.networks.encode(filled)
             text = self.text.encode(frames[0].instruction)[None].to(self.device)
             anchors = self._anchor_tensor(frames)
-            context = self.model.context(
+            context = self.networks.context(
                 latents.transpose(0, 1)[None],
                 mask_channels(mask).transpose(0, 1)[None],
                 ray_channels(K, *mask.shape[-2:]).transpose(0, 1)[None],
@@ -171,12 +213,13 @@ class Generator:
             encoded = time.perf_counter()
             h, w = latents.shape[-2:]
             noise = self._noise_for(h, w).expand(-1, -1, len(frames), -1, -1)
-            clean = sample(self.model, context, noise, steps=self.steps)
+            clean = sample(self.networks.denoise, context, noise, steps=self.steps)
             denoised = time.perf_counter()
-            picture = self.autoencoder.decode(clean[0].transpose(0, 1)).clamp(0, 1)
+            picture = self.networks.decode(clean[0].transpose(0, 1))
             seen = torch.from_numpy(np.stack([c.measured for c in conditions]))[:, None].to(mask)
             if self.detail is not None:
-                picture, right = self.detail(picture, filled, torch.cat([mask, seen], 1))
+                masks = torch.cat([mask, seen], 1)
+                picture, right = self.networks.restore(picture, filled, masks)
                 picture = picture.clamp(0, 1)
                 confidence = (seen * right.sigmoid())[:, 0]
             else:
@@ -207,7 +250,7 @@ class Generator:
                 mode=mode,
                 model_id=self.model_id,
                 model_sha256=self.sha256,
-                backend="torch",
+                backend=self.networks.dispatcher.summary,
                 latency=latency,
             )
             for i in range(len(frames))

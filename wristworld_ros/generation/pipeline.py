@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from wristworld_ros.errors import InvalidInputError
-from wristworld_ros.generation.model import Context, Stage2Model
+from wristworld_ros.generation.model import Context
 
 MAX_STEPS = 1000
 
@@ -27,7 +29,7 @@ def scheduler_for(steps: int, shift: float = 1.0) -> FlowMatchEulerDiscreteSched
 
 @torch.inference_mode()
 def sample(
-    model: Stage2Model,
+    model: Callable[[Tensor, Tensor, Context], Tensor],
     context: Context,
     noise: Tensor,
     *,
@@ -39,6 +41,7 @@ def sample(
     """Denoise.
 
     Args:
+        model: ``Stage2Model``, or what runs it.
         context: B x C x F x h x w conditions.
         noise: the same shape as ``context.latents``; equal noise gives equal pictures.
         steps: Euler steps.

@@ -99,7 +99,13 @@ class GenerationNode(WristNode[list[GenerationInput]]):
         from wristworld_ros.generation import Generator
 
         self._generator = Generator.from_pretrained(
-            p.model_path or None, steps=p.steps, seed=p.seed, mode=p.mode, device=p.device
+            p.model_path or None,
+            steps=p.steps,
+            seed=p.seed,
+            mode=p.mode,
+            device=p.device,
+            backend=p.backend,
+            strict=p.strict_backend,
         )
         images = qos.image(p.output_reliability)
         self.advertise("wrist/image_raw", Image, images)

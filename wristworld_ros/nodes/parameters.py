@@ -259,6 +259,15 @@ class GenerationParameters(NodeParameters):
     )
     steps: int = parameter(1, "Denoising steps per frame.", limits=(1, 100))
     seed: int = parameter(0, "Seed of the noise.", limits=(0, 2**31 - 1))
+    backend: str = parameter(
+        "auto",
+        "What runs the networks: torch, or engines that `wristworld engine build` made before; "
+        "auto: the best of these for which there is an engine. wrist/status says what ran.",
+        choices=("auto", "torch", "openvino", "onnxruntime"),
+    )
+    strict_backend: bool = parameter(
+        False, "Refuse to run by torch what the backend has no engine for."
+    )
     refuse_below_coverage: float = parameter(
         0.0,
         "Publish a refusal instead of a picture when fewer of its pixels are measured.",
