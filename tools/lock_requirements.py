@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("torch.txt", "base.txt", "dev.txt", "ros-jazzy.txt")
+FILES = ("torch.txt", "base.txt", "dev.txt", "runtimes.txt", "ros-jazzy.txt")
 #: Parts of torch's CUDA build, where pip knows no CPU build, and what venv brings.
 NOT_LOCKED = re.compile(r"(nvidia-.*|cuda-.*|triton|pip)$")
 HEADER = """\

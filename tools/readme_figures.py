@@ -99,9 +99,9 @@ def clips() -> list[str]:
     one = next(iter(results.values()))
     lines = [
         f"As video ({one['clips']} clips of 16 frames at 5 Hz, from {document['sequences']} of "
-        "these episodes): Frechet video distance (I3D; comparable only between equally many clips), "
-        "and flicker, the mean difference of consecutive pictures [grey levels] once the camera's "
-        f"motion is taken out; the true videos' is {one['flicker']['truth']:.1f}:",
+        "these episodes): Frechet video distance (I3D; to be compared between equally many clips "
+        "only), and flicker, the mean difference of consecutive pictures [grey levels] once the "
+        f"camera's motion is taken out; the true videos' is {one['flicker']['truth']:.1f}:",
         "",
         row("what is known", "FVD generated", "inpainted splat", "flicker generated", "splat"),
         row("---", "---", "---", "---", "---"),

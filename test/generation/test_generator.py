@@ -10,31 +10,16 @@ from torch import nn
 from wristworld_ros.errors import InvalidInputError, WeightsError, WristWorldError
 from wristworld_ros.generation import Generator
 from wristworld_ros.generation.anchor_encoder import AnchorEncoderConfig
-from wristworld_ros.generation.autoencoder import MINI_AUTOENCODER, Autoencoder
 from wristworld_ros.generation.detail import DetailConfig, DetailRestorer
 from wristworld_ros.generation.generator import CHUNK
 from wristworld_ros.generation.model import Context, Stage2Config, Stage2Model
 from wristworld_ros.generation.pipeline import sample, scheduler_for
 from wristworld_ros.generation.text import TextEncoder
 from wristworld_ros.types import AnchorFrame, AnchorView, CameraModel, ConditionMap
-from wristworld_ros.weights import save_weights
 
 ANCHORS = AnchorEncoderConfig(image_size=32, width=32, layers=1, heads=2)
 TINY = Stage2Config(heads=2, head_dim=16, ffn_dim=32, layers=1, refiner=16, anchors=ANCHORS)
-SMALL_AE = {**MINI_AUTOENCODER}
 CAMERA = CameraModel.from_fov(1.2, 64, 48)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model folder with random weights whose output does depend on every condition."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model")
-    model, autoencoder = Stage2Model(TINY), Autoencoder(SMALL_AE)
-    nn.init.normal_(model.transformer.proj_out.weight, std=0.1)
-    save_weights(path / "stage2", model, model.config_dict())
-    save_weights(path / "autoencoder", autoencoder, autoencoder.config_dict())
-    return path
 
 
 @pytest.fixture(scope="module")

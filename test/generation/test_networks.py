@@ -13,11 +13,11 @@ from wristworld_ros.generation import Generator
 from wristworld_ros.generation.detail import DetailConfig, DetailRestorer
 from wristworld_ros.runtime.backends import get_backend
 from wristworld_ros.runtime.dispatch import Dispatcher
-from wristworld_ros.runtime.engines import EngineStore
+from wristworld_ros.runtime.engines import EngineKey, EngineStore
 from wristworld_ros.runtime.parity import relative_errors
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_generator import SMALL_AE, folder, moment  # noqa: F401
+from test_generator import moment
 
 ORT, OPENVINO = get_backend("onnxruntime"), get_backend("openvino")
 NAMES = {"encoder", "anchors", "denoiser", "decoder", "detail"}
@@ -41,13 +41,11 @@ def test_graphs_of_the_shipped_model_run_elsewhere_as_in_torch(shipped, store):
         assert len(graph.weights) == 64
         for backend in (ORT, OPENVINO):
             store.build(graph, backend, "fp32")
-            from wristworld_ros.runtime.engines import EngineKey
-
             runner = store.load(EngineKey.of(graph, backend, "fp32"), backend)
             assert max(relative_errors(runner, graph).values()) < 2e-5, (graph.name, backend.name)
 
 
-def test_a_picture_by_engines_is_torchs_picture(folder, store):  # noqa: F811
+def test_a_picture_by_engines_is_torchs_picture(folder, store):
     plain = Generator.from_pretrained(folder)
     runs = Dispatcher("onnxruntime", strict=True, store=store)
     generator = plain.with_dispatcher(runs)
@@ -68,14 +66,12 @@ def test_a_picture_by_engines_is_torchs_picture(folder, store):  # noqa: F811
     assert mixed.networks.dispatcher.providers["decoder"].startswith("onnxruntime")
 
 
-def test_a_detail_restorer_is_a_graph_too(folder, store):  # noqa: F811
+def test_a_detail_restorer_is_a_graph_too(folder, store):
     plain = Generator.from_pretrained(folder)
     detail = DetailRestorer(DetailConfig(widths=(8, 8, 8, 8))).eval()
     model = Generator(plain.model, plain.autoencoder, plain.text, detail=detail)
     (graph,) = [g for g in model.networks.graphs(1, 1, 48, 80) if g.name == "detail"]
     assert graph.outputs == ("restored", "right")
-    from wristworld_ros.runtime.engines import EngineKey
-
     store.build(graph, ORT, "fp32")
     runner = store.load(EngineKey.of(graph, ORT, "fp32"), ORT)
     assert max(relative_errors(runner, graph).values()) < 1e-5
@@ -85,7 +81,7 @@ def test_the_verb_builds_lists_verifies_and_cleans(
     folder,
     tmp_path,
     monkeypatch,
-    capsys,  # noqa: F811
+    capsys,
 ):
     monkeypatch.setenv("WRISTWORLD_ENGINES", str(tmp_path / "engines"))
     options = [
@@ -131,7 +127,7 @@ def test_the_bench_times_every_runtime_beside_torch(
     folder,
     tmp_path,
     monkeypatch,
-    capsys,  # noqa: F811
+    capsys,
 ):
     monkeypatch.setenv("WRISTWORLD_ENGINES", str(tmp_path / "engines"))
     report = tmp_path / "bench.json"

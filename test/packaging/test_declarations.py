@@ -135,8 +135,8 @@ def test_requirement_files_pin_what_setup_py_requires(setup_arguments) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["base.txt", "dev.txt", "torch.txt", "weights.txt", "ros-jazzy.txt", "ros-kilted.txt",
-     "constraints.txt", "constraints-ros-jazzy.txt"],
+    ["base.txt", "dev.txt", "runtimes.txt", "torch.txt", "weights.txt", "ros-jazzy.txt",
+     "ros-kilted.txt", "constraints.txt", "constraints-ros-jazzy.txt"],
 )  # fmt: skip
 def test_requirement_files_pin_exactly(name) -> None:
     lines = read_requirements(name).values()
@@ -153,7 +153,7 @@ def test_constraints_agree_with_the_requirement_files() -> None:
     versions: dict[str, set[str]] = {}
     for line in locked:
         versions.setdefault(requirement_name(line), set()).add(line.split("==")[1].split(";")[0])
-    for file in ("torch.txt", "base.txt", "dev.txt", "ros-jazzy.txt"):
+    for file in ("torch.txt", "base.txt", "dev.txt", "runtimes.txt", "ros-jazzy.txt"):
         for line in (ROOT / "requirements" / file).read_text().splitlines():
             requirement = line.split("#")[0].strip()
             if requirement:
