@@ -65,6 +65,20 @@ def test_bfloat16_training_stays_close_to_float32(pictures):
     assert 0 < (half - exact).abs().mean() < 0.1 * exact.std()
 
 
+def test_a_map_that_shows_next_to_nothing_corrects_nothing(pictures):
+    """Of 24 x 40 pixels 2 % are 19.2, 10 % are 96."""
+    picture, condition, _ = pictures
+    net = DetailRestorer(TINY)
+    with torch.no_grad():
+        net.out.bias[:12] = 0.1
+        net.out.bias[12:16] = -100
+    for drawn, expected in ((0, 0), (19, 0), (58, 0.1 * (58 / 960 - 0.02) / 0.08), (96, 0.1)):
+        mask = torch.zeros(1, 2, 24 * 40)
+        mask[..., :drawn] = 1
+        out, _ = net(picture, condition, mask.reshape(1, 2, 24, 40))
+        torch.testing.assert_close(out - picture, torch.full_like(out, expected))
+
+
 def test_right_is_a_small_mean_error_of_the_colours():
     truth = torch.full((1, 3, 1, 3), 0.5)
     off = torch.tensor([[0.07, 0.2, 0.09], [0.07, 0.0, 0.09], [0.07, 0.0, 0.09]])
