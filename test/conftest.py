@@ -45,6 +45,7 @@ os.environ.update(
     ROS_LOG_DIR=tempfile.mkdtemp(prefix="wristworld-ros-log-"),
     OMP_WAIT_POLICY="PASSIVE",  # idle threads must not spin: workers share the cores
     HF_HUB_OFFLINE="1",
+    WRISTWORLD_ENGINES=tempfile.mkdtemp(prefix="wristworld-engines-"),  # none of the user's own
     MPLBACKEND="Agg",
 )
 if "PYTEST_XDIST_WORKER" in os.environ:
