@@ -83,11 +83,19 @@ def iid() -> list[str]:
             row(words, f"**{score(scores['generated'])}**", score(scores["splat_estimated"]), pose)
         )
     scores = document["results"]["true"]["scores"]
+    trust = "; ".join(
+        f"{words} {r['rank_correlation']:.2f} ({r['gap']:.2f})"
+        for name, words in GEOMETRY.items()
+        for r in [document["results"][name]["confidence"]]
+    )
     lines += [
         "",
         f"Floors: cropped third-person view {score(scores['cropped_view'])}, mean wrist image "
         f"{score(scores['mean_image'])}, the one flat colour that fits best "
         f"{score(scores['flat_colour_oracle'])}.",
+        "",
+        "Confidence: its rank correlation with the error (and how far the stated share of right "
+        f"pixels is off where anchors show them): {trust}.",
     ]
     return lines
 
