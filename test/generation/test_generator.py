@@ -74,6 +74,11 @@ def test_the_detail_restorer_has_the_last_word(folder):
     np.testing.assert_array_equal(after.image[:, 40:], before.image[:, 40:])
     np.testing.assert_allclose(after.confidence[:, 10:40], 0.8, atol=1e-6)
     assert (after.confidence[:, :10] == 0).all() and (after.confidence[:, 40:] == 0).all()
+    # Of a map that shows 1 % of the view nothing is trusted.
+    few = np.zeros_like(condition.mask)
+    few[:5, 20:26] = True
+    hardly = generator(replace(condition, mask=few, view=np.where(few, 0, -1)), frame)
+    assert (hardly.confidence == 0).all()
 
 
 def test_equal_seeds_give_equal_bytes(generator, folder):

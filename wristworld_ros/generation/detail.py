@@ -23,8 +23,9 @@ _START = -2.0
 #: Mean absolute error over the colours, in [0, 1], up to which a pixel is right.
 RIGHT = 0.08
 #: Share of the view that the condition map has to show: up to the first there is nothing to correct
-#: by, and the decoded picture stays as it is; from the second on, corrections count in full. A loss
-#: that rewards texture invents some where nothing is known.
+#: by, the decoded picture stays as it is, and no pixel is trusted; from the second on, corrections
+#: and confidence count in full. A loss that rewards texture invents some where nothing is known, and
+#: where stage 1 trusts next to nothing, the little that it does trust is mostly wrong.
 SHOWN = (0.02, 0.1)
 
 
@@ -88,10 +89,14 @@ class DetailRestorer(Companion):
             x = F.pixel_shuffle(self.out(down_and_up(x, self.down, self.up)), 2)
         x = x.float()[..., :H, :W]
         taken = torch.sigmoid(x[:, 3:4] + _START) * mask[:, :1]
-        low, high = SHOWN
-        shown = mask[:, :1].mean((2, 3), keepdim=True)
         change = taken * (condition - picture) + x[:, :3]
-        return picture + ((shown - low) / (high - low)).clamp(0, 1) * change, x[:, 4:]
+        return picture + shown(mask[:, :1]) * change, x[:, 4:]
+
+
+def shown(mask: Tensor) -> Tensor:
+    """B x 1 x 1 x 1 in [0, 1]: how far a map with the mask B x 1 x H x W is to be trusted."""
+    low, high = SHOWN
+    return ((mask.mean((2, 3), keepdim=True) - low) / (high - low)).clamp(0, 1)
 
 
 def is_right(picture: Tensor, truth: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from wristworld_ros.generation.conditioning import (
     ray_channels,
 )
 from wristworld_ros.generation.confidence import measured_confidence
-from wristworld_ros.generation.detail import DetailRestorer
+from wristworld_ros.generation.detail import DetailRestorer, shown
 from wristworld_ros.generation.model import Stage2Model
 from wristworld_ros.generation.networks import Stage2Networks
 from wristworld_ros.generation.pipeline import sample, scheduler_for
@@ -221,7 +221,7 @@ class Generator:
                 masks = torch.cat([mask, seen], 1)
                 picture, right = self.networks.restore(picture, filled, masks)
                 picture = picture.clamp(0, 1)
-                confidence = (seen * right.sigmoid())[:, 0]
+                confidence = (shown(mask) * seen * right.sigmoid())[:, 0]
             else:
                 confidence = measured_confidence(picture, image, seen)
         if not bool(torch.isfinite(picture).all()):
