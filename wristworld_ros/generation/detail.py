@@ -24,8 +24,8 @@ _START = -2.0
 RIGHT = 0.08
 #: Share of the view that the condition map has to show: up to the first there is nothing to correct
 #: by, the decoded picture stays as it is, and no pixel is trusted; from the second on, corrections
-#: and confidence count in full. A loss that rewards texture invents some where nothing is known, and
-#: where stage 1 trusts next to nothing, the little that it does trust is mostly wrong.
+#: and confidence count in full. A loss that rewards texture invents some where nothing is known,
+#: and where stage 1 trusts next to nothing, the little that it does trust is mostly wrong.
 SHOWN = (0.02, 0.1)
 
 
