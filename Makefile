@@ -79,6 +79,7 @@ figures: setup ## measure the figures of README.md again: docs/results, docs/*.p
 	for split in $(SPLITS); do \
 	  $(EVALUATE) $${split%:*} --seeds $${split#*:}0000:$${split#*:}0010 \
 	    --geometry robot calibrated --json docs/results/$${split%:*}.json; done
+	$(WW) bench runtime --json docs/results/runtime.json
 	rm -rf out/figures && mkdir -p out/figures
 	$(WW) demo --out out/figures/demo
 	cp out/figures/demo/metrics.json docs/results/demo.json

@@ -294,6 +294,33 @@ def live() -> list[str]:
     ]
 
 
+def runtime() -> list[str]:
+    """The generator by every runtime."""
+    document = read("runtime")
+    settings, hardware = document["settings"], document["provenance"]["hardware"]
+    lines = [
+        f"One streamed frame, condition map in, picture out ({settings['steps']} denoising steps, "
+        f"{settings['views']} anchors, {hardware['cores']} cores of {hardware['cpu']}; "
+        "`wristworld bench runtime`, by turns in one run), and the denoiser alone:",
+        "",
+        row("runtime", "frame, p50", "times torch", "denoiser", "times torch"),
+        row("---", "---", "---", "---", "---"),
+    ]
+    for name, frame in document["frame"].items():
+        denoiser = document["networks"]["denoiser"][name]
+        lines.append(
+            row(
+                name,
+                f"{frame['p50_ms']:.0f} ms",
+                f"{frame['ratio']:.1f}",
+                f"{denoiser['ms']:.1f} ms",
+                f"{denoiser['ratio']:.1f}",
+            )
+        )
+    worst = min(f["psnr_db"] for f in document["frame"].values() if f["psnr_db"] is not None)
+    return [*lines, "", f"The pictures are torch's to {worst:.0f} dB or better."]
+
+
 def real() -> list[str]:
     """Real recordings, uncalibrated: how far it is from being of use there."""
     lines = [
@@ -325,6 +352,7 @@ SECTIONS = {
     "stage1": stage1,
     "splits": splits,
     "live": live,
+    "runtime": runtime,
     "real": real,
     "station": station,
     "calibrations": calibrations,

@@ -128,6 +128,8 @@ class _OnnxRuntimeRunner(Runner):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
+        # Several engines take turns with torch: threads that wait must leave it the cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=[self.PROVIDER])
         runs = self._session.get_providers()[0]
         if runs != self.PROVIDER:
