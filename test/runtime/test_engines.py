@@ -146,7 +146,7 @@ def test_two_builders_at_once_build_one_engine(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(found)) == 1 and len(store.all()) == 1
+    assert len(found) == 2 and len(set(found)) == 1 and len(store.all()) == 1
 
 
 def test_cleaning_keeps_what_is_named(tmp_path):

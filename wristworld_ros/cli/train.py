@@ -107,36 +107,16 @@ def _from_shards(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:
         raise WristWorldError(
             f"train {args.network} needs --stage1 and --autoencoder (trained weights)"
         )
+    given = (args.shards, args.val, args.work, args.out, loop, args.stage1, args.autoencoder)
     if args.network == "detail":
         from wristworld_ros.training.detail import train_detail
 
         if args.stage2 is None:
             raise WristWorldError("train detail needs --stage2 (trained weights)")
-        return train_detail(
-            args.shards,
-            args.val,
-            args.work,
-            args.out,
-            loop,
-            args.stage1,
-            args.autoencoder,
-            args.stage2,
-            args.episodes,
-            init=args.init,
-        )
+        return train_detail(*given, args.stage2, args.episodes, init=args.init)
     from wristworld_ros.training.stage2 import train_stage2
 
-    return train_stage2(
-        args.shards,
-        args.val,
-        args.work,
-        args.out,
-        loop,
-        args.stage1,
-        args.autoencoder,
-        args.episodes,
-        init=args.init,
-    )
+    return train_stage2(*given, args.episodes, init=args.init)
 
 
 def _from_recordings(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:

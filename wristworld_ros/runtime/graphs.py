@@ -99,6 +99,9 @@ def export_onnx(graph: Graph, path: Path) -> str:
                 verbose=False,
             )
         except Exception as error:
-            raise EngineError(f"{graph.name} cannot be exported to ONNX: {error}") from error
+            raise EngineError(
+                f"{graph.name} cannot be exported to ONNX: {error}. Leave it to torch (backend "
+                "'torch', or 'auto' without its engine)."
+            ) from error
     program.save(str(path))
     return hashlib.sha256(path.read_bytes()).hexdigest()
