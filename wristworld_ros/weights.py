@@ -19,7 +19,7 @@ from wristworld_ros.errors import WeightsError
 Config = TypeVar("Config")
 FILE, CONFIG = "model.safetensors", "config.json"
 #: Folders of a model that stage 1 is made of; all but the first may be missing.
-STAGE1_PARTS = ("stage1", "hand_depth", "fine_depth", "locator")
+STAGE1_PARTS = ("stage1", "hand_depth", "fine_depth", "locator", "plane_sweep")
 #: Size from which on tensors of weights that are shipped are stored in 8 bits (``save_weights``).
 COMPACT = 50_000
 #: And those that stage 2 is made of.

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from wristworld_ros.generation.conditioning import (
     condition_tensors,
-    fill_holes,
     mask_channels,
     ray_channels,
 )
 from wristworld_ros.generation.confidence import HALF_DIFFERENCE, measured_confidence
 from wristworld_ros.geometry.camera import pixel_rays
+from wristworld_ros.geometry.hole_filling import fill_holes
 from wristworld_ros.types import CameraModel, ConditionMap
 
 

@@ -21,6 +21,7 @@ DEFAULTS = {
     "hand-depth": (4000, 4, 1e-3),
     "fine-depth": (2500, 4, 2e-3),
     "locator": (4000, 8, 1e-3),
+    "plane-sweep": (4000, 4, 1e-3),
     "stage2": (6000, 16, 5e-4),
     "detail": (4000, 16, 1e-3),
 }
@@ -54,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bf16", action="store_true", help="stage1, locator, stage2, detail: bfloat16"
     )
     parser.add_argument("--init", type=Path, help="all but autoencoder: weights to start from")
-    parser.add_argument("--episodes", type=int, help="stage2, detail: use so many of the shards")
+    parser.add_argument(
+        "--episodes", type=int, help="plane-sweep, stage2, detail: use so many of the shards"
+    )
     parser.add_argument("--stage1", type=Path, help="all but autoencoder, locator: its weights")
     parser.add_argument("--autoencoder", type=Path, help="stage2, detail: its weights")
     parser.add_argument("--stage2", type=Path, help="detail: its weights")
@@ -103,6 +106,13 @@ def _from_shards(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:
             args.stage1,
             init=args.init,
         )
+    if args.network == "plane-sweep":
+        from wristworld_ros.training.plane_sweep import train_plane_sweep
+
+        if args.stage1 is None:
+            raise WristWorldError("train plane-sweep needs --stage1 (trained weights)")
+        folders = (args.shards, args.val, args.work, args.out)
+        return train_plane_sweep(*folders, loop, args.stage1, args.episodes, init=args.init)
     if args.stage1 is None or args.autoencoder is None:
         raise WristWorldError(
             f"train {args.network} needs --stage1 and --autoencoder (trained weights)"

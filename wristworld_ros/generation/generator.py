@@ -15,7 +15,6 @@ from wristworld_ros.errors import InvalidInputError, WristWorldError
 from wristworld_ros.generation.autoencoder import Autoencoder
 from wristworld_ros.generation.conditioning import (
     condition_tensors,
-    fill_holes,
     mask_channels,
     ray_channels,
 )
@@ -25,6 +24,7 @@ from wristworld_ros.generation.model import Stage2Model
 from wristworld_ros.generation.networks import Stage2Networks
 from wristworld_ros.generation.pipeline import sample, scheduler_for
 from wristworld_ros.generation.text import TextEncoder
+from wristworld_ros.geometry.hole_filling import fill_holes
 from wristworld_ros.reconstruction.companions import load_companion
 from wristworld_ros.resources import model_dir
 from wristworld_ros.runtime.device import select_device

@@ -17,7 +17,7 @@ from wristworld_ros.geometry import cloud as clouds
 from wristworld_ros.geometry.splatting import splat
 from wristworld_ros.geometry.transforms import invert, orthonormal
 from wristworld_ros.reconstruction.bundle import Prior
-from wristworld_ros.reconstruction.companions import load_companion
+from wristworld_ros.reconstruction.companions import Companion, load_companion
 from wristworld_ros.reconstruction.cross_view import cross_view_error
 from wristworld_ros.reconstruction.fine_depth import FineDepth
 from wristworld_ros.reconstruction.fused_pose import FusedPose
@@ -25,6 +25,7 @@ from wristworld_ros.reconstruction.fusion import MountEstimator
 from wristworld_ros.reconstruction.hand_depth import CloseDepth, HandDepth
 from wristworld_ros.reconstruction.locator import Locator
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1Output
+from wristworld_ros.reconstruction.plane_sweep import MapRefiner, PlaneSweep
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
 from wristworld_ros.reconstruction.posed_views import PosedViews, body_in_view, paste, posed_views
 from wristworld_ros.reconstruction.pretrained_backbone import BACKBONES, PretrainedBackbone
@@ -42,7 +43,7 @@ from wristworld_ros.types import (
     Reconstruction,
     WristEstimate,
 )
-from wristworld_ros.weights import load_weights, read_config
+from wristworld_ros.weights import STAGE1_PARTS, load_weights, read_config
 
 POSE_SOURCES = ("auto", "kinematic", "learned", "fused")
 DEFAULT_WRIST_SIZE = (128, 128)
@@ -100,6 +101,7 @@ class Reconstructor:
             the whole pictures'.
         fine_depth: the network for depth at full resolution; without it depth has half of it.
         locator: the network that finds base and hand at full resolution, for estimated poses.
+        plane_sweep: what refines the condition map by all views; the splatted map stays without.
 
     Attributes:
         fused: the state of pose source ``fused``.
@@ -122,6 +124,7 @@ class Reconstructor:
         hand_depth: HandDepth | None = None,
         fine_depth: FineDepth | None = None,
         locator: Locator | None = None,
+        plane_sweep: MapRefiner | None = None,
     ) -> None:
         if pose_source not in POSE_SOURCES:
             raise InvalidInputError(f"pose source '{pose_source}' is not in {POSE_SOURCES}.")
@@ -140,10 +143,11 @@ class Reconstructor:
         start = mount or Prior.from_sigma(np.eye(4), self.config.mount_sigma)
         self.fused = FusedPose(start, cameras)
         self.robot = robot
-        for network in (hand_depth, fine_depth, locator):
-            if network is not None:
+        for network in (hand_depth, fine_depth, locator, plane_sweep):
+            if isinstance(network, Companion):
                 network.to(self.device).eval().requires_grad_(False)
         self.hand_depth, self.fine_depth, self.locator = hand_depth, fine_depth, locator
+        self.plane_sweep = plane_sweep
 
     @property
     def mount_estimator(self) -> MountEstimator | None:
@@ -153,9 +157,8 @@ class Reconstructor:
     @property
     def sha256s(self) -> dict[str, str]:
         """Part of the model -> sha256 of its weights."""
-        names = ("hand_depth", "fine_depth", "locator")
-        parts = {name: getattr(self, name) for name in names}
-        known = {name: part.sha256 for name, part in parts.items() if part is not None}
+        parts = {name: getattr(self, name) for name in STAGE1_PARTS[1:]}
+        known = {n: part.sha256 for n, part in parts.items() if isinstance(part, Companion)}
         return {"stage1": self.sha256, **known}
 
     @property
@@ -186,7 +189,7 @@ class Reconstructor:
     ) -> Reconstructor:
         """Load a model folder (the shipped ``mini`` when None).
 
-        It has a folder ``stage1``, and may have ``hand_depth``, ``fine_depth`` and ``locator``.
+        It has a folder ``stage1``, and may have the other ``weights.STAGE1_PARTS``.
 
         Args:
             backbone: ``mini`` (the model folder's own network), ``vggt-1b``, ``da3-small`` or
@@ -233,6 +236,7 @@ class Reconstructor:
             hand_depth=load_companion(folder.parent / "hand_depth", HandDepth, sha256=digest),
             fine_depth=load_companion(folder.parent / "fine_depth", FineDepth, sha256=digest),
             locator=load_companion(folder.parent / "locator", Locator),
+            plane_sweep=load_companion(folder.parent / "plane_sweep", PlaneSweep, sha256=digest),
         )
 
     def __call__(self, frame: AnchorFrame) -> Reconstruction:
@@ -294,6 +298,8 @@ class Reconstructor:
             min_confidence=self.config.min_confidence,
             device=self.device,
         )
+        if self.plane_sweep is not None:
+            condition = self.plane_sweep.refine(geometry, T_world_wrist, condition)
         clock.lap("splat")
         estimate = WristEstimate(
             T_world_wrist=T_world_wrist,

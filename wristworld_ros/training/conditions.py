@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.reconstruction import Reconstructor
 from wristworld_ros.reconstruction.robot_model import RobotModel
 from wristworld_ros.training.shard_data import shard_files
-from wristworld_ros.types import AnchorFrame, AnchorView
+from wristworld_ros.types import AnchorFrame, AnchorView, Reconstruction
 from wristworld_ros.weights import STAGE1_PARTS, read_digests
 
 #: Kinds of geometry and their share in training.
@@ -114,25 +114,7 @@ def build_conditions(
         InvalidInputError: ``cache`` holds conditions that other weights made, or ``stage1`` has
             another name.
     """
-    if stage1.name != "stage1":
-        raise InvalidInputError(f"--stage1 {stage1}: give the 'stage1' folder of a model.")
-    model = stage1.parent
-    cache.mkdir(parents=True, exist_ok=True)
-    _claim(cache, model)
-    files = shard_files(shards, limit)
-    missing = [f for f in files if not (cache / f.name).exists()]
-    if missing:
-        spawn = multiprocessing.get_context("spawn")
-        with spawn.Pool(processes, _start, (str(model), str(cache), seed)) as pool:
-            for _ in tqdm(
-                pool.imap_unordered(_reconstruct, missing),
-                total=len(missing),
-                desc="conditions",
-                mininterval=5.0,
-            ):
-                pass
-            pool.close()
-            pool.join()
+    files = cached(shards, stage1, cache, _reconstruct, seed=seed, processes=processes, limit=limit)
     parts: dict[str, list[Any]] = {}
     instructions: list[str] = []
     for file in files:
@@ -147,9 +129,8 @@ def build_conditions(
     return ConditionSet(instructions=instructions, **merged)
 
 
-def _claim(cache: Path, model: Path) -> None:
+def _claim(cache: Path, weights: dict[str, str], model: Path) -> None:
     """Write down whose conditions these are, or check it."""
-    weights = read_digests(model, STAGE1_PARTS)
     record = cache / "weights.json"
     known = json.loads(record.read_text()) if record.exists() else None
     if known != weights and (known is not None or any(cache.glob("*.npz"))):
@@ -166,13 +147,89 @@ def _wrist_K(file: Path) -> NDArray[np.float64]:
         return np.asarray(arrays["wrist_K"], np.float64)[None]
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What stage 1 is told of an episode: the kind of geometry, and which views in which order."""
+
+    geometry: str
+    views: tuple[int, ...]
+
+
+#: Reconstructs an episode: arrays to keep of it.
+Work = Callable[[Reconstructor, Shard, Draw], dict[str, Any]]
+
 _worker: dict[str, Any] = {}
 
 
-def _start(model: str, cache: str, seed: int) -> None:
+def cached(
+    shards: Path,
+    stage1: Path,
+    cache: Path,
+    work: Work,
+    *,
+    seed: int,
+    processes: int,
+    limit: int | None,
+    parts: Sequence[str] = STAGE1_PARTS,
+) -> list[Path]:
+    """Run ``work`` on every shard that has no file in ``cache`` yet, and write its arrays there.
+
+    Args:
+        shards: folder of shards, of which the first ``limit`` are used.
+        stage1: folder of stage 1's weights; its networks' other parts are beside it.
+        cache: one file per shard, of the same name.
+        parts: of the model, those that ``work`` depends on.
+
+    Returns:
+        The shards.
+
+    Raises:
+        InvalidInputError: ``cache`` holds what other weights made, or ``stage1`` has another name.
+    """
+    if stage1.name != "stage1":
+        raise InvalidInputError(f"--stage1 {stage1}: give the 'stage1' folder of a model.")
+    model = stage1.parent
+    cache.mkdir(parents=True, exist_ok=True)
+    _claim(cache, read_digests(model, parts), model)
+    files = shard_files(shards, limit)
+    missing = [f for f in files if not (cache / f.name).exists()]
+    if not missing:
+        return files
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(processes, _start, (str(model), str(cache), seed, work)) as pool:
+        for _ in tqdm(
+            pool.imap_unordered(_keep, missing),
+            total=len(missing),
+            desc="conditions",
+            mininterval=5.0,
+        ):
+            pass
+        pool.close()
+        pool.join()
+    return files
+
+
+def _start(model: str, cache: str, seed: int, work: Work) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    _worker.update(reconstructor=Reconstructor.from_pretrained(model), cache=Path(cache), seed=seed)
+    reconstructor = Reconstructor.from_pretrained(model)
+    _worker.update(reconstructor=reconstructor, cache=Path(cache), seed=seed, work=work)
+
+
+def _keep(file: Path) -> None:
+    shard = read_shard(file)
+    rng = np.random.default_rng([_worker["seed"], shard.seed])
+    # One kind of geometry per episode, as a user has it; clips then stay consistent.
+    geometry = str(rng.choice(list(SHARES), p=list(SHARES.values())))
+    count = int(rng.choice(list(ANCHORS), p=list(ANCHORS.values())))
+    draw = Draw(geometry, tuple(int(v) for v in rng.permutation(3)[:count]))
+    arrays = _worker["work"](_worker["reconstructor"], shard, draw)
+    meta = {"instruction": shard.instruction, "frames": len(shard), "geometry": geometry}
+    target = _worker["cache"] / file.name
+    partial = target.with_suffix(".npz.partial")
+    with partial.open("wb") as stream:
+        np.savez(stream, meta=np.array(json.dumps(meta)), **arrays)
+    os.replace(partial, target)
 
 
 @lru_cache
@@ -180,43 +237,37 @@ def _robot(name: str) -> RobotModel:
     return RobotModel.from_urdf(robot_urdf(name))
 
 
-def _reconstruct(file: Path) -> None:
-    shard = read_shard(file)
-    rng = np.random.default_rng([_worker["seed"], shard.seed])
-    reconstructor: Reconstructor = _worker["reconstructor"]
-    images, masks, measured, anchors, counts = [], [], [], [], []
-    # One kind of geometry per episode, as a user has it; clips then stay consistent.
-    geometry = str(rng.choice(list(SHARES), p=list(SHARES.values())))
-    count = int(rng.choice(list(ANCHORS), p=list(ANCHORS.values())))
-    views = tuple(int(v) for v in rng.permutation(3)[:count])
-    reconstructor.robot = _robot(shard.robot) if geometry == "robot" else None
+def reconstructed(
+    reconstructor: Reconstructor, shard: Shard, draw: Draw
+) -> Iterator[Reconstruction]:
+    """What stage 1 makes of every frame of an episode, by what ``draw`` tells it."""
+    reconstructor.robot = _robot(shard.robot) if draw.geometry == "robot" else None
     for t in range(len(shard)):
-        condition = reconstructor(restrict(shard_frame(shard, t), geometry, views)).condition
+        yield reconstructor(restrict(shard_frame(shard, t), draw.geometry, draw.views))
+
+
+def _reconstruct(reconstructor: Reconstructor, shard: Shard, draw: Draw) -> dict[str, Any]:
+    images, masks, measured, anchors = [], [], [], []
+    for t, reconstruction in enumerate(reconstructed(reconstructor, shard, draw)):
+        condition = reconstruction.condition
         images.append(condition.image)
         masks.append(condition.mask)
         measured.append(condition.measured)
         small = np.zeros((3, SMALL, SMALL, 3), np.uint8)
-        for i, v in enumerate(views):
+        for i, v in enumerate(draw.views):
             small[i] = cv2.resize(
                 shard.anchor_rgb[v, t], (SMALL, SMALL), interpolation=cv2.INTER_AREA
             )
         anchors.append(small)
-        counts.append(count)
-    target = _worker["cache"] / file.name
-    partial = target.with_suffix(".npz.partial")
-    with partial.open("wb") as stream:
-        np.savez(
-            stream,
-            meta=np.array(json.dumps({"instruction": shard.instruction, "frames": len(shard)})),
-            wrist=shard.wrist_rgb,
-            image=np.stack(images),
-            mask=np.stack(masks),
-            measured=np.stack(measured),
-            anchors=np.stack(anchors),
-            views=np.array(counts, np.uint8),
-            episode=np.full(len(shard), shard.seed, np.int64),
-        )
-    os.replace(partial, target)
+    return {
+        "wrist": shard.wrist_rgb,
+        "image": np.stack(images),
+        "mask": np.stack(masks),
+        "measured": np.stack(measured),
+        "anchors": np.stack(anchors),
+        "views": np.full(len(shard), len(draw.views), np.uint8),
+        "episode": np.full(len(shard), shard.seed, np.int64),
+    }
 
 
 def varied(data: ConditionSet, rng: np.random.Generator) -> ConditionSet:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wristworld_ros.generation.autoencoder import Autoencoder
-from wristworld_ros.generation.conditioning import fill_holes, mask_channels, ray_channels
+from wristworld_ros.generation.conditioning import mask_channels, ray_channels
 from wristworld_ros.generation.model import Context, Stage2Model
 from wristworld_ros.generation.pipeline import sample
 from wristworld_ros.generation.text import TextEncoder
+from wristworld_ros.geometry.hole_filling import fill_holes
 from wristworld_ros.training.conditions import ConditionSet, build_conditions, merged, varied
 from wristworld_ros.training.loop import (
     LoopConfig,
