@@ -20,6 +20,8 @@ from wristworld_ros.errors import CalibrationError, InvalidInputError
 
 #: In ``PointCloud.view``: a point of the robot's own body (URDF and joints) that no view shows.
 ROBOT_VIEW = 254
+#: In ``ConditionMap.view``: seen by anchors in earlier frames, not in this one.
+REMEMBERED_VIEW = -3
 #: The same in a published mask, where 255 is measured and 0 is nothing.
 ROBOT_MASK = 128
 FloatArray = NDArray[np.float64]
@@ -313,7 +315,7 @@ class ConditionMap:
         depth: H x W float32 [m], 0 where ``mask`` is False.
         view: H x W int8, index of the anchor that the pixel comes from, -1 where none, -2 where
             the robot's own body was drawn by its joints and no anchor shows it: its place is
-            known, its colour is not.
+            known, its colour is not; ``REMEMBERED_VIEW`` where only earlier frames showed it.
         camera: the wrist camera.
     """
 
@@ -352,7 +354,7 @@ class ConditionMap:
 
     @property
     def mask_image(self) -> NDArray[np.uint8]:
-        """H x W uint8 as published: 255 measured, 128 the robot's own body unseen, 0 nothing."""
+        """H x W uint8 as published: 255 measured, 128 drawn but not seen now, 0 nothing."""
         drawn = self.mask.astype(np.uint8) * np.uint8(ROBOT_MASK)
         return np.where(self.measured, np.uint8(255), drawn)
 

@@ -15,9 +15,10 @@ from wristworld_ros.data.simulation.episode import SimulatedEpisode, simulate_ep
 from wristworld_ros.evaluation.baselines import inpainted_splat, mean_colour
 from wristworld_ros.evaluation.fvd import frechet_distance, video_features
 from wristworld_ros.evaluation.robots import simulated_robot
-from wristworld_ros.evaluation.steadiness import SAME_DEPTH, warped
+from wristworld_ros.evaluation.steadiness import SAME_DEPTH
 from wristworld_ros.generation import Generator
 from wristworld_ros.geometry.transforms import invert
+from wristworld_ros.geometry.warping import warped
 from wristworld_ros.reconstruction import Reconstructor
 from wristworld_ros.types import FloatArray, Image
 

@@ -112,6 +112,22 @@ def splat(
     )
 
 
+def visible_points(
+    cloud: PointCloud, T_world_camera: FloatArray, camera: CameraModel
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Which point of a cloud each pixel shows.
+
+    Returns:
+        H x W indices, -1 in holes, and H x W depth [m], 0 in holes.
+    """
+    H, W = camera.height, camera.width
+    T, K = (torch.tensor(x, dtype=torch.float32) for x in (invert(T_world_camera), camera.K))
+    points = torch.as_tensor(cloud.points) @ T[:3, :3].T + T[:3, 3]
+    seen = _project(points, torch.as_tensor(cloud.footprint), K, H, W, NEAR, MAX_RADIUS)
+    index, depth = _nearest_points(seen, len(cloud), H, W, NEAR, MAX_RADIUS)
+    return index.reshape(H, W).numpy(), depth.reshape(H, W).numpy()
+
+
 class _Seen(NamedTuple):
     """Points before the camera that may reach the picture: which ones (N), where [px], how far [m],
     and their footprint [px]."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,9 @@ from wristworld_ros.reconstruction.fine_depth import FineDepth
 from wristworld_ros.reconstruction.fused_pose import FusedPose
 from wristworld_ros.reconstruction.fusion import MountEstimator
 from wristworld_ros.reconstruction.hand_depth import CloseDepth, HandDepth
+from wristworld_ros.reconstruction.lap_timer import LapTimer
 from wristworld_ros.reconstruction.locator import Locator
+from wristworld_ros.reconstruction.map_memory import MapMemory
 from wristworld_ros.reconstruction.model import SceneOutput, Stage1Model, Stage1Output
 from wristworld_ros.reconstruction.plane_sweep import MapRefiner, PlaneSweep
 from wristworld_ros.reconstruction.pose_encoding import decode_pose, intrinsics_from_fov
@@ -69,6 +70,7 @@ class ReconstructorConfig:
         use_measured_depth: measured depth is fused with predicted depth where there is any.
         mount_sigma: standard deviations per axis [m, rad] of the given mount, for ``fused``; 20 mm
             and 4 degrees in length.
+        memory_frames: frames that the condition map is averaged over at most, see ``MapMemory``.
     """
 
     network_size: int = 256
@@ -78,6 +80,7 @@ class ReconstructorConfig:
     edge_threshold: float = 0.01
     use_measured_depth: bool = True
     mount_sigma: tuple[float, float] = (0.0116, 0.0403)
+    memory_frames: int = 4
 
 
 class Reconstructor:
@@ -148,6 +151,7 @@ class Reconstructor:
                 network.to(self.device).eval().requires_grad_(False)
         self.hand_depth, self.fine_depth, self.locator = hand_depth, fine_depth, locator
         self.plane_sweep = plane_sweep
+        self._memory = MapMemory(self.config.memory_frames)
 
     @property
     def mount_estimator(self) -> MountEstimator | None:
@@ -246,7 +250,7 @@ class Reconstructor:
             CalibrationError: a kinematic pose is asked for and the inputs do not give one.
         """
         source = self._source(frame)
-        clock = _Clock()
+        clock = LapTimer()
         frame = rectified(frame)
         if source == "fused":
             frame = self.fused.place(frame)
@@ -300,6 +304,8 @@ class Reconstructor:
         )
         if self.plane_sweep is not None:
             condition = self.plane_sweep.refine(geometry, T_world_wrist, condition)
+        name = frame.world_frame if frame.calibrated else f"{frame.views[0].name}_optical_frame"
+        condition = self._memory(condition, T_world_wrist, frame.stamp_ns, name)
         clock.lap("splat")
         estimate = WristEstimate(
             T_world_wrist=T_world_wrist,
@@ -313,7 +319,6 @@ class Reconstructor:
             reprojection_error=cross_view_error(geometry.depths, geometry.cameras, geometry.poses),
         )
         clock.lap("estimate")
-        name = frame.world_frame if frame.calibrated else f"{frame.views[0].name}_optical_frame"
         return Reconstruction(frame.stamp_ns, estimate, cloud, condition, name, clock.laps)
 
     def _source(self, frame: AnchorFrame) -> str:
@@ -485,14 +490,3 @@ class Reconstructor:
         """Coverage times the mean confidence of the points; half where the pose is estimated."""
         points = float(cloud.confidence.mean()) if len(cloud) else 0.0
         return coverage * points * (1.0 if source == "kinematic" else 0.5)
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = now - self._last
-        self._last = now

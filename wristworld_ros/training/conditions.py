@@ -28,7 +28,7 @@ from wristworld_ros.data.knowledge import restrict
 from wristworld_ros.data.simulation.shards import DEPTH_STEP, Shard, read_shard
 from wristworld_ros.data.simulation.urdf import robot_urdf
 from wristworld_ros.errors import InvalidInputError
-from wristworld_ros.reconstruction import Reconstructor
+from wristworld_ros.reconstruction import Reconstructor, ReconstructorConfig
 from wristworld_ros.reconstruction.robot_model import RobotModel
 from wristworld_ros.training.shard_data import shard_files
 from wristworld_ros.types import AnchorFrame, AnchorView, Reconstruction
@@ -212,7 +212,9 @@ def cached(
 def _start(model: str, cache: str, seed: int, work: Work) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    reconstructor = Reconstructor.from_pretrained(model)
+    # Frames of a shard are far apart; their stamps are not.
+    config = ReconstructorConfig(memory_frames=1)
+    reconstructor = Reconstructor.from_pretrained(model, config=config)
     _worker.update(reconstructor=reconstructor, cache=Path(cache), seed=seed, work=work)
 
 
