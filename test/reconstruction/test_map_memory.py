@@ -31,7 +31,7 @@ def pose(x):
 
 
 def wall(x, error=0, hole=False):
-    """What the camera at ``x`` [m] sees of a wall with a ramp of grey, which is off by ``error``."""
+    """What a camera at ``x`` [m] sees of a wall with a ramp of grey that is off by ``error``."""
     place = x + (np.arange(SIZE) + 0.5 - SIZE / 2) * FAR / FOCAL
     grey = np.broadcast_to(128 + 200 * place + error, (SIZE, SIZE))
     mask = np.ones((SIZE, SIZE), bool)
