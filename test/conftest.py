@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
+import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,16 +38,23 @@ def _claim_domain() -> tuple[int, TextIO]:
     raise RuntimeError(f"all ROS domains {DOMAINS} are taken by other test processes")
 
 
+def _folder(name: str) -> str:
+    """A folder for this process alone, removed with it."""
+    path = tempfile.mkdtemp(prefix=f"wristworld-{name}-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
 # Before anything imports rclpy or torch.
 _domain, _domain_lock = _claim_domain()
 os.environ.update(
     ROS_DOMAIN_ID=str(_domain),
     ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
     ROS_PYTHON_CHECK_FIELDS="1",  # without it a wrong field type aborts the process
-    ROS_LOG_DIR=tempfile.mkdtemp(prefix="wristworld-ros-log-"),
+    ROS_LOG_DIR=_folder("ros-log"),
     OMP_WAIT_POLICY="PASSIVE",  # idle threads must not spin: workers share the cores
     HF_HUB_OFFLINE="1",
-    WRISTWORLD_ENGINES=tempfile.mkdtemp(prefix="wristworld-engines-"),  # none of the user's own
+    WRISTWORLD_ENGINES=_folder("engines"),  # none of the user's own
     MPLBACKEND="Agg",
 )
 if "PYTEST_XDIST_WORKER" in os.environ:
