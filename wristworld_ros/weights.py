@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -137,12 +137,32 @@ def load_weights(folder: Path, model: nn.Module) -> str:
     """
     state, digest = _read_state(folder)
     path = folder / FILE
-    own = model.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    check_fit(path, model, {k: v.shape for k, v in state.items()})
+    model.load_state_dict(state, strict=True)
+    return digest
+
+
+def check_fit(
+    path: Path, model: nn.Module, found: Mapping[str, Sequence[int]], prefix: str = ""
+) -> None:
+    """Raise WeightsError unless weights fit a model, which may be on the meta device.
+
+    Args:
+        path: where they come from, for the message.
+        found: name -> shape of all of them. Parameters that a model has under several names need
+            to be there once.
+        prefix: that all found names start with and the model's do not.
+    """
+    own = {prefix + k: v for k, v in model.state_dict(keep_vars=True).items()}
+    names: dict[int, set[str]] = {}
+    for key, value in own.items():
+        names.setdefault(id(value), set()).add(key)
+    missing = sorted(min(keys) for keys in names.values() if not keys & found.keys())
+    extra = sorted(found.keys() - own.keys())
     wrong = [
-        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
-        for k in own.keys() & state.keys()
-        if own[k].shape != state[k].shape
+        f"{k} {tuple(found[k])} for {tuple(own[k].shape)}"
+        for k in sorted(own.keys() & found.keys())
+        if tuple(own[k].shape) != tuple(found[k])
     ]
     if missing or extra or wrong:
         raise WeightsError(
@@ -150,8 +170,6 @@ def load_weights(folder: Path, model: nn.Module) -> str:
             f"{missing[:3]}, {len(extra)} unknown {extra[:3]}, {len(wrong)} of wrong shape "
             f"{wrong[:3]}. Use the weights that belong to this configuration."
         )
-    model.load_state_dict(state, strict=True)
-    return digest
 
 
 def load_matching(folder: Path, model: nn.Module) -> list[str]:

@@ -13,7 +13,7 @@ from wristworld_ros.generation.anchor_encoder import AnchorEncoderConfig
 from wristworld_ros.generation.detail import DetailConfig, DetailRestorer
 from wristworld_ros.generation.generator import CHUNK
 from wristworld_ros.generation.model import Context, Stage2Config, Stage2Model
-from wristworld_ros.generation.pipeline import sample, scheduler_for
+from wristworld_ros.generation.sampling import sample, scheduler_for
 from wristworld_ros.generation.text import TextEncoder
 from wristworld_ros.types import AnchorFrame, AnchorView, CameraModel, ConditionMap
 
@@ -158,7 +158,7 @@ def test_the_sampler_ends_at_the_clean_latents(steps):
     clean = torch.randn(2, 16, 3, 4, 4)
     model = Known(clean)
     context = Context(torch.zeros_like(clean), clean[:, :4], clean[:, :2], torch.zeros(2, 1, 384))
-    out = sample(model, context, torch.randn_like(clean), steps=steps)
+    out = sample(model, [(1.0, context)], torch.randn_like(clean), scheduler_for(steps))
     torch.testing.assert_close(out, clean, atol=1e-5, rtol=0)
     assert model.times == pytest.approx([1 - i / steps for i in range(steps)], abs=1e-6)
 
@@ -167,7 +167,7 @@ def test_noise_of_another_shape_is_refused():
     clean = torch.randn(1, 16, 1, 4, 4)
     context = Context(clean, clean[:, :4], clean[:, :2], torch.zeros(1, 25, 384))
     with pytest.raises(InvalidInputError, match="noise of shape"):
-        sample(Known(clean), context, torch.randn(1, 16, 2, 4, 4), steps=1)
+        sample(Known(clean), [(1.0, context)], torch.randn(1, 16, 2, 4, 4), scheduler_for(1))
     with pytest.raises(InvalidInputError, match="1001"):
         scheduler_for(1001)
 

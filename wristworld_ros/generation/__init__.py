@@ -8,5 +8,6 @@ from wristworld_ros.compat import repair_torchvision
 repair_torchvision()  # before diffusers, transformers or open_clip import it
 
 from wristworld_ros.generation.generator import Generator  # noqa: E402
+from wristworld_ros.generation.pipeline import WristWorldPipeline  # noqa: E402
 
-__all__ = ["Generator"]
+__all__ = ["Generator", "WristWorldPipeline"]

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderDC
+from diffusers import AutoencoderDC, ModelMixin
 from torch import Tensor, nn
 
 from wristworld_ros.errors import InvalidInputError
+from wristworld_ros.generation.component import Component
 
 #: 8 x spatial compression to 16 channels, the latent shape of Wan2.1 for one frame.
 MINI_AUTOENCODER: dict[str, Any] = {
@@ -33,7 +34,7 @@ MINI_AUTOENCODER: dict[str, Any] = {
 }
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Component, ModelMixin):
     """Pictures to latents of zero mean and unit deviation per channel, and back.
 
     A linear part maps each 8 x 8 patch to its leading principal components and back

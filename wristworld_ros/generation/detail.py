@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from wristworld_ros.generation.component import Component
 from wristworld_ros.reconstruction.companions import Companion
 from wristworld_ros.reconstruction.heads import double_conv, down_and_up
 
@@ -40,7 +42,7 @@ class DetailConfig:
     widths: tuple[int, int, int, int] = (64, 96, 128, 192)
 
 
-class DetailRestorer(Companion):
+class DetailRestorer(Companion, Component, ModelMixin):
     """A U-net that says, for each pixel, how far the condition map is to be taken, adds what both
     pictures lack, and knows how likely the result is right (to ``RIGHT``). It belongs to one stage
     2, on whose pictures it was trained.

@@ -6,31 +6,25 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from wristworld_ros.errors import InvalidInputError, WristWorldError
+from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.generation.autoencoder import Autoencoder
-from wristworld_ros.generation.conditioning import (
-    condition_tensors,
-    mask_channels,
-    ray_channels,
-)
-from wristworld_ros.generation.confidence import measured_confidence
-from wristworld_ros.generation.detail import DetailRestorer, shown
+from wristworld_ros.generation.conditioning import anchor_tensor, condition_tensors
+from wristworld_ros.generation.detail import DetailRestorer
 from wristworld_ros.generation.model import Stage2Model
 from wristworld_ros.generation.networks import Stage2Networks
-from wristworld_ros.generation.pipeline import sample, scheduler_for
+from wristworld_ros.generation.pipeline import WristWorldPipeline
+from wristworld_ros.generation.presets import Clip, MiniPreset
+from wristworld_ros.generation.sampling import scheduler_for
 from wristworld_ros.generation.text import TextEncoder
 from wristworld_ros.geometry.hole_filling import fill_holes
-from wristworld_ros.reconstruction.companions import load_companion
 from wristworld_ros.resources import model_dir
 from wristworld_ros.runtime.device import select_device
 from wristworld_ros.runtime.dispatch import Dispatcher
 from wristworld_ros.types import AnchorFrame, ConditionMap, WristFrame
-from wristworld_ros.weights import load_weights, read_config
 
 MODES = ("stream", "chunk")
 #: Frames per chunk and how many of them two chunks share.
@@ -68,7 +62,6 @@ class Generator:
     ) -> None:
         if mode not in MODES:
             raise InvalidInputError(f"mode '{mode}' is not in {MODES}.")
-        scheduler_for(steps)
         self.device = select_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.autoencoder = autoencoder.to(self.device).eval().requires_grad_(False)
@@ -85,7 +78,13 @@ class Generator:
             self.sha256s,
             dispatcher or Dispatcher(),
         )
-        self._noise: dict[tuple[int, int], Tensor] = {}
+        self._preset = MiniPreset(self.networks, text)
+        self._pipeline = WristWorldPipeline(
+            scheduler_for(steps), self.model, self.autoencoder, text.model, text.tokenizer,
+            detail=self.detail,
+        )  # fmt: skip
+        self._pipeline.runner = self._preset
+        self._noise: dict[tuple[int, ...], Tensor] = {}
 
     @classmethod
     def from_pretrained(
@@ -114,20 +113,15 @@ class Generator:
         """
         dispatcher = Dispatcher(backend, precision=precision, strict=strict)
         folder = Path(path) if path else model_dir("mini")
-        model = Stage2Model.from_config(read_config(folder / "stage2")["config"])
-        digest = load_weights(folder / "stage2", model)
-        autoencoder = Autoencoder.from_config(read_config(folder / "autoencoder")["config"])
-        digests = {
-            "stage2": digest,
-            "autoencoder": load_weights(folder / "autoencoder", autoencoder),
-        }
-        detail = load_companion(folder / "detail", DetailRestorer, "stage2", digest)
+        pipeline = WristWorldPipeline.from_pretrained(folder)
+        model, autoencoder, detail = pipeline.transformer, pipeline.vae, pipeline.detail
+        digests = {"stage2": model.sha256, "autoencoder": autoencoder.sha256}
         if detail is not None:
             digests["detail"] = detail.sha256
         return cls(
             model,
             autoencoder,
-            TextEncoder(model.config.text_tokens),
+            TextEncoder(model.config.text_tokens, pipeline.tokenizer, pipeline.text_encoder),
             detail=detail,
             steps=steps,
             seed=seed,
@@ -196,39 +190,21 @@ class Generator:
     ) -> list[WristFrame]:
         began = time.perf_counter()
         image, mask = (x.to(self.device) for x in condition_tensors(conditions))
+        seen = torch.from_numpy(np.stack([c.measured for c in conditions]))[:, None].to(mask)
         intrinsics = np.stack([c.camera.K for c in conditions])
         K = torch.tensor(intrinsics, dtype=torch.float32, device=self.device)
+        views = [[view.image for view in frame.views] for frame in frames]
         with torch.inference_mode():
             filled = fill_holes(image, mask)
-            latents = self.networks.encode(filled)
-            text = self.text.encode(frames[0].instruction)[None].to(self.device)
-            anchors = self._anchor_tensor(frames)
-            context = self.networks.context(
-                latents.transpose(0, 1)[None],
-                mask_channels(mask).transpose(0, 1)[None],
-                ray_channels(K, *mask.shape[-2:]).transpose(0, 1)[None],
-                text,
-                anchors,
-            )
+            clip = Clip(image[None], filled[None], mask[None], seen[None], K[None])
+            text = self._preset.text([frames[0].instruction], len(frames), len(views[0]))
+            anchors = anchor_tensor(views, self._preset.anchor_size).to(self.device)
+            context = self._preset.context(clip, text.to(self.device), anchors)
             encoded = time.perf_counter()
-            h, w = latents.shape[-2:]
-            noise = self._noise_for(h, w).expand(-1, -1, len(frames), -1, -1)
-            clean = sample(self.networks.denoise, context, noise, steps=self.steps)
+            noise = self._noise_for(context.latents.shape)
+            clean = self._pipeline.denoise([(1.0, context)], noise, self.steps)
             denoised = time.perf_counter()
-            picture = self.networks.decode(clean[0].transpose(0, 1))
-            seen = torch.from_numpy(np.stack([c.measured for c in conditions]))[:, None].to(mask)
-            if self.detail is not None:
-                masks = torch.cat([mask, seen], 1)
-                picture, right = self.networks.restore(picture, filled, masks)
-                picture = picture.clamp(0, 1)
-                confidence = (shown(mask) * seen * right.sigmoid())[:, 0]
-            else:
-                confidence = measured_confidence(picture, image, seen)
-        if not bool(torch.isfinite(picture).all()):
-            raise WristWorldError(
-                "the generator gave values that are not finite; no picture is published. Check "
-                "the weights (wristworld info) and the condition map."
-            )
+            picture, confidence = (x[0] for x in self._pipeline.decode(clean, clip))
         pixels = (picture * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         confidences = confidence.float().cpu().numpy()
         decoded = time.perf_counter()
@@ -256,26 +232,13 @@ class Generator:
             for i in range(len(frames))
         ]
 
-    def _anchor_tensor(self, frames: Sequence[AnchorFrame]) -> Tensor:
-        """1 x F x V x 3 x size x size in [0, 1]."""
-        size = self.model.config.anchors.image_size
-        stack = [
-            [
-                cv2.resize(view.image, (size, size), interpolation=cv2.INTER_AREA)
-                for view in frame.views
-            ]
-            for frame in frames
-        ]
-        x = torch.from_numpy(np.array(stack)).permute(0, 1, 4, 2, 3).float() / 255
-        return x[None].to(self.device)
-
-    def _noise_for(self, h: int, w: int) -> Tensor:
-        """1 x C x 1 x h x w, the same for every frame."""
-        if (h, w) not in self._noise:
+    def _noise_for(self, shape: Sequence[int]) -> Tensor:
+        """1 x C x F x h x w, the same in every call."""
+        key = tuple(shape)
+        if key not in self._noise:
             generator = torch.Generator().manual_seed(self.seed)
-            shape = (1, self.autoencoder.channels, 1, h, w)
-            self._noise[h, w] = torch.randn(shape, generator=generator).to(self.device)
-        return self._noise[h, w]
+            self._noise[key] = self._preset.noise(shape, generator).to(self.device)
+        return self._noise[key]
 
 
 def _blend(a: WristFrame, b: WristFrame, weight: float) -> WristFrame:

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import ModelMixin, WanTransformer3DModel
 from torch import Tensor, nn
 
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.generation.anchor_encoder import AnchorEncoder, AnchorEncoderConfig
+from wristworld_ros.generation.component import Component
 from wristworld_ros.generation.refiner import LatentRefiner
 from wristworld_ros.generation.text import TEXT_DIM
 
@@ -64,7 +65,7 @@ class Context:
     tokens: Tensor
 
 
-class Stage2Model(nn.Module):
+class Stage2Model(Component, ModelMixin):
     """Predicts clean latents from noisy ones (t = 1: pure noise) and the context."""
 
     def __init__(self, config: Stage2Config | None = None) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wristworld_ros.errors import InvalidInputError, WeightsError
+from wristworld_ros.weights import check_fit
 
 
 @dataclass(frozen=True)
@@ -160,23 +161,12 @@ def load_published(path: str | Path, model: nn.Module, prefix: str = "") -> None
             f"{path} holds more than weights. Give a file with the plain state dict: "
             "names and tensors."
         )
-    own = {prefix + k: v for k, v in model.state_dict(keep_vars=True).items()}
-    stored = {id(v): k for k, v in reversed(own.items())}  # tied ones are in the file once
-    missing = sorted(k for k in stored.values() if k not in state)
-    extra = sorted(state.keys() - own.keys())
-    wrong = [
-        f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if missing or extra or wrong:
-        raise WeightsError(
-            f"{path} does not fit {type(model).__name__}: {len(missing)} keys missing "
-            f"{missing[:3]}, {len(extra)} unknown {extra[:3]}, {len(wrong)} of wrong shape "
-            f"{wrong[:3]}. Use the weights that belong to this configuration."
-        )
+    check_fit(path, model, {k: v.shape for k, v in state.items()}, prefix)
     bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
         raise WeightsError(f"{path} holds values that are not finite in {bad[:3]}.")
-    filled = {k.removeprefix(prefix): state[stored[id(v)]] for k, v in own.items()}
+    own = model.state_dict(keep_vars=True)
+    # Tied ones may be in the file once.
+    stored = {id(v): prefix + k for k, v in own.items() if prefix + k in state}
+    filled = {k: state[stored[id(v)]] for k, v in own.items()}
     model.load_state_dict(filled, strict=True, assign=True)

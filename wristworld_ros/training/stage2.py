@@ -14,7 +14,7 @@ from tqdm import tqdm
 from wristworld_ros.generation.autoencoder import Autoencoder
 from wristworld_ros.generation.conditioning import mask_channels, ray_channels
 from wristworld_ros.generation.model import Context, Stage2Model
-from wristworld_ros.generation.pipeline import sample
+from wristworld_ros.generation.sampling import sample, scheduler_for
 from wristworld_ros.generation.text import TextEncoder
 from wristworld_ros.geometry.hole_filling import fill_holes
 from wristworld_ros.training.conditions import ConditionSet, build_conditions, merged, varied
@@ -163,7 +163,8 @@ def generate(
         B x 3 x H x W in [0, 1].
     """
     context = clip_context(model, latents, index[:, None])
-    clean = sample(model, context, noise.expand(len(index), -1, -1, -1, -1), steps=steps)
+    noise = noise.expand(len(index), -1, -1, -1, -1)
+    clean = sample(model, [(1.0, context)], noise, scheduler_for(steps))
     return autoencoder.decode(clean[:, :, 0]).clamp(0, 1)
 
 
