@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wristworld_ros.errors import InvalidInputError, WristWorldError
+from wristworld_ros.generation.adapter import load_adapter, lora_rank
 from wristworld_ros.generation.autoencoder import Autoencoder
 from wristworld_ros.generation.conditioning import anchor_tensor, video_tensor
 from wristworld_ros.generation.detail import DetailRestorer
@@ -157,8 +158,36 @@ class WristWorldPipeline(DiffusionPipeline):
         parts = load_wan(Path(folder), clip_model, Path(clip_weights), max_views, torch_dtype)
         return cls(FlowMatchEulerDiscreteScheduler(shift=SHIFT), **parts)
 
+    def load_adapter(self, folder: str | Path) -> None:
+        """Fill what ``wristworld train stage2 --preset`` trained: LoRA and the new modules.
+
+        Raises:
+            InvalidInputError: this is not Wan, or has LoRA layers already.
+            WeightsError: weights are missing, truncated, altered or do not fit.
+        """
+        if self.anchor_encoder is None:
+            raise InvalidInputError(
+                "adapters are for Wan (from_wan); this is mini, which has none."
+            )
+        load_adapter(self.transformer, self.anchor_encoder, Path(folder))
+
+    def fuse_adapter(self) -> None:
+        """Add the LoRA layers to the weights that they stand beside, so that they cost no time and
+        ``save_pretrained`` stores the sum."""
+        self.transformer.fuse_lora()
+        self.transformer.unload_lora()
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write all components and ``model_index.json``; kwargs as of diffusers."""
+        """Write all components and ``model_index.json``; kwargs as of diffusers.
+
+        Raises:
+            InvalidInputError: there are LoRA layers.
+        """
+        if self.anchor_encoder is not None and lora_rank(self.transformer):
+            raise InvalidInputError(
+                "a transformer with LoRA layers cannot be stored as a model: call fuse_adapter() "
+                "first, or keep the folder of the adapter."
+            )
         super().save_pretrained(save_directory, **kwargs)
         if self.detail is not None:  # it belongs to the weights of stage 2 as they are stored now
             save_weights(
