@@ -11,10 +11,13 @@ from wristworld_ros.errors import WristWorldError
 
 if TYPE_CHECKING:
     from wristworld_ros.training.loop import LoopConfig
+    from wristworld_ros.training.stage2 import DropRates
 
 HELP = "train one network of a model on simulated shards"
 
-#: Defaults that differ by network: steps, batch size, learning rate.
+#: The paper's model in the place of ours (``--preset``).
+PRESETS = ("wan2.1-1.3b",)
+#: Defaults that differ by network or preset: steps, batch size, learning rate.
 DEFAULTS = {
     "autoencoder": (2500, 16, 1e-3),
     "stage1": (4000, 8, 4e-4),
@@ -23,13 +26,14 @@ DEFAULTS = {
     "locator": (4000, 8, 1e-3),
     "plane-sweep": (4000, 4, 1e-3),
     "stage2": (6000, 16, 5e-4),
+    "wan2.1-1.3b": (6000, 1, 1e-5),
     "detail": (4000, 16, 1e-3),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("network", choices=sorted(DEFAULTS))
+    parser.add_argument("network", choices=sorted(set(DEFAULTS) - set(PRESETS)))
     parser.add_argument("--shards", type=Path, help="folder of training shards")
     parser.add_argument("--val", type=Path, help="folder of validation shards")
     parser.add_argument(
@@ -61,13 +65,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage1", type=Path, help="all but autoencoder, locator: its weights")
     parser.add_argument("--autoencoder", type=Path, help="stage2, detail: its weights")
     parser.add_argument("--stage2", type=Path, help="detail: its weights")
+    for name in ("text", "anchors", "map"):
+        parser.add_argument(
+            f"--drop-{name}",
+            type=float,
+            metavar="RATE",
+            help=f"stage2: share of clips without {name}",
+        )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="stage2: train LoRA and the new modules on published weights",
+    )
+    parser.add_argument(
+        "--wan", type=Path, help="--preset: folder of Wan2.1 T2V, diffusers' layout"
+    )
+    parser.add_argument("--clip-model", default="ViT-H-14", help="--preset: name in open_clip")
+    parser.add_argument("--clip-weights", type=Path, help="--preset: its weights")
+    parser.add_argument("--lora-rank", type=int, default=4, help="--preset: (4)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; a killed run continues from its last checkpoint when started again."""
     from wristworld_ros.training.loop import LoopConfig, leave_processes
 
-    steps, batch_size, rate = DEFAULTS[args.network]
+    if args.preset and args.network != "stage2":
+        raise WristWorldError(f"--preset is for stage2, not for {args.network}")
+    steps, batch_size, rate = DEFAULTS[args.preset or args.network]
     loop = LoopConfig(
         steps=args.steps or steps,
         batch_size=args.batch_size or batch_size,
@@ -113,6 +137,8 @@ def _from_shards(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:
             raise WristWorldError("train plane-sweep needs --stage1 (trained weights)")
         folders = (args.shards, args.val, args.work, args.out)
         return train_plane_sweep(*folders, loop, args.stage1, args.episodes, init=args.init)
+    if args.preset:
+        return _preset(args, loop)
     if args.stage1 is None or args.autoencoder is None:
         raise WristWorldError(
             f"train {args.network} needs --stage1 and --autoencoder (trained weights)"
@@ -126,7 +152,36 @@ def _from_shards(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:
         return train_detail(*given, args.stage2, args.episodes, init=args.init)
     from wristworld_ros.training.stage2 import train_stage2
 
-    return train_stage2(*given, args.episodes, init=args.init)
+    return train_stage2(*given, args.episodes, init=args.init, drops=_drop_rates(args))
+
+
+def _drop_rates(args: argparse.Namespace) -> DropRates:
+    from wristworld_ros.training.stage2 import DropRates
+
+    rates = {"text": args.drop_text, "anchors": args.drop_anchors, "map": args.drop_map}
+    return DropRates(**{name: rate for name, rate in rates.items() if rate is not None})
+
+
+def _preset(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:
+    from wristworld_ros.training.wan import WanSource, train_wan
+
+    if args.stage1 is None or args.wan is None or args.clip_weights is None:
+        raise WristWorldError(
+            f"train stage2 --preset {args.preset} needs --stage1 (trained weights), --wan and "
+            "--clip-weights (published weights)"
+        )
+    return train_wan(
+        args.shards,
+        args.val,
+        args.work,
+        args.out,
+        loop,
+        args.stage1,
+        WanSource(args.wan, args.clip_model, args.clip_weights, args.lora_rank),
+        args.episodes,
+        init=args.init,
+        drops=_drop_rates(args),
+    )
 
 
 def _from_recordings(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:

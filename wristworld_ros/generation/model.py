@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -64,6 +65,31 @@ class Context:
     rays: Tensor
     tokens: Tensor
 
+    def without(self, drops: Mapping[str, Tensor], negative: Tensor, nothing: Tensor) -> Context:
+        """The same with conditions dropped.
+
+        Args:
+            drops: for some of ``text``, ``anchors`` and ``map``, B bool: which clips lose it.
+            negative: B x L x D token states in the place of the text's, which come first.
+            nothing: latents of condition maps that show nothing, in the place of theirs.
+        """
+
+        def chosen(name: str, instead: Tensor, value: Tensor) -> Tensor:
+            if name not in drops:
+                return value
+            return torch.where(drops[name].view(-1, *(1,) * (value.ndim - 1)), instead, value)
+
+        length = negative.shape[1]
+        text, anchors = self.tokens[:, :length], self.tokens[:, length:]
+        text = chosen("text", negative, text)
+        anchors = chosen("anchors", torch.zeros_like(anchors), anchors)
+        return Context(
+            chosen("map", nothing, self.latents),
+            chosen("map", torch.zeros_like(self.mask), self.mask),
+            self.rays,
+            torch.cat([text, anchors], 1),
+        )
+
 
 class Stage2Model(Component, ModelMixin):
     """Predicts clean latents from noisy ones (t = 1: pure noise) and the context."""
@@ -104,8 +130,6 @@ class Stage2Model(Component, ModelMixin):
         rays: Tensor,
         text: Tensor,
         anchors: Tensor | None,
-        drop_text: Tensor | None = None,
-        drop_anchors: Tensor | None = None,
     ) -> Context:
         """Bring all conditions together.
 
@@ -113,15 +137,10 @@ class Stage2Model(Component, ModelMixin):
             latents, mask, rays: as in ``Context``.
             text: B x text_tokens x 384.
             anchors: B x F x V x 3 x H x W in [0, 1], or None.
-            drop_text, drop_anchors: B bool: zero that condition (for guidance and robustness).
         """
-        if drop_text is not None:
-            text = text * (~drop_text)[:, None, None]
         tokens = text.new_zeros(len(text), 1, text.shape[2])  # stands for "no anchors"
         if anchors is not None:
             tokens = self.anchors(anchors)
-            if drop_anchors is not None:
-                tokens = tokens * (~drop_anchors)[:, None, None]
         return Context(latents, mask, rays, torch.cat([text, tokens], 1))
 
     def forward(self, noisy: Tensor, t: Tensor, context: Context) -> Tensor:

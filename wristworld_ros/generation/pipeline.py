@@ -26,7 +26,7 @@ from wristworld_ros.generation.conditioning import anchor_tensor, video_tensor
 from wristworld_ros.generation.detail import DetailRestorer
 from wristworld_ros.generation.model import Context, Stage2Model
 from wristworld_ros.generation.networks import Stage2Networks
-from wristworld_ros.generation.presets import Clip, MiniPreset, Preset, as_clips, as_frames, without
+from wristworld_ros.generation.presets import Clip, MiniPreset, Preset, as_clips, as_frames
 from wristworld_ros.generation.sampling import Guidance, sample, scheduler_for, set_steps
 from wristworld_ros.generation.text import TextEncoder, load_minilm
 from wristworld_ros.generation.wan import SHIFT, WanAnchorEncoder, WanPreset, check_folder, load_wan
@@ -378,10 +378,11 @@ class WristWorldPipeline(DiffusionPipeline):
         # 3. The same with conditions dropped, as far as guidance asks for it
         branches = [(1.0, context)]
         if guidance != Guidance():
+            everywhere = torch.ones(B, dtype=torch.bool, device=device)
             negative = preset.text([negative_prompt] * B, frames, count).to(device)
-            nothing = preset.nothing(context, clip) if guidance.map != 1 else context.latents
+            nothing = preset.nothing(context) if guidance.map != 1 else context.latents
             branches = [
-                (weight, without(context, names, negative, nothing))
+                (weight, context.without(dict.fromkeys(names, everywhere), negative, nothing))
                 for weight, names in guidance.branches()
             ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -62,7 +62,7 @@ class Preset(Protocol):
     def context(self, clip: Clip, text: Tensor, anchors: Tensor | None) -> Context:
         """All conditions; anchors B x F x V x 3 x size x size in [0, 1]."""
 
-    def nothing(self, context: Context, clip: Clip) -> Tensor:
+    def nothing(self, context: Context) -> Tensor:
         """Latents, as ``context.latents``, of condition maps that show nothing."""
 
     def noise(
@@ -75,27 +75,6 @@ class Preset(Protocol):
 
     def decode(self, latents: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
         """Pictures B x F x 3 x H x W in [0, 1] and confidence B x F x H x W."""
-
-
-def without(context: Context, names: Sequence[str], negative: Tensor, nothing: Tensor) -> Context:
-    """Conditions with some of them dropped, as in training.
-
-    Args:
-        names: out of ``text``, ``anchors``, ``map``.
-        negative: B x L x D token states in the place of the text's.
-        nothing: latents of condition maps that show nothing.
-    """
-    text, anchors = context.tokens.split(
-        [negative.shape[1], context.tokens.shape[1] - negative.shape[1]], 1
-    )
-    if "text" in names:
-        text = negative
-    if "anchors" in names:
-        anchors = torch.zeros_like(anchors)
-    context = replace(context, tokens=torch.cat([text, anchors], 1))
-    if "map" in names:
-        return replace(context, latents=nothing, mask=torch.zeros_like(context.mask))
-    return context
 
 
 def check_count(name: str, count: int, most: int) -> None:
@@ -158,8 +137,9 @@ class MiniPreset:
             return Context(latents, mask, rays, torch.cat([text, nobody], 1))
         return self.networks.context(latents, mask, rays, text, anchors)
 
-    def nothing(self, context: Context, clip: Clip) -> Tensor:
-        grey = torch.full_like(clip.filled[:1, 0], 0.5)
+    def nothing(self, context: Context) -> Tensor:
+        h, w = (8 * s for s in context.latents.shape[-2:])
+        grey = context.latents.new_full((1, 3, h, w), 0.5)
         return self.networks.encode(grey)[:, :, None].expand_as(context.latents)
 
     def noise(

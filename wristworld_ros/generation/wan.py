@@ -200,14 +200,20 @@ class WanPreset:
         return out
 
     def context(self, clip: Clip, text: Tensor, anchors: Tensor | None) -> Context:
-        latents = self.encode(clip.filled)
-        mask = temporal_mask(clip.mask)
+        return self.assemble(self.encode(clip.filled), temporal_mask(clip.mask), text, anchors)
+
+    def assemble(
+        self, latents: Tensor, mask: Tensor, text: Tensor, anchors: Tensor | None
+    ) -> Context:
+        """``context`` of what is encoded already."""
         if anchors is not None:
             text = torch.cat([text, self.anchor_encoder(anchors).float()], 1)
         return Context(latents, mask, latents[:, :0], text)
 
-    def nothing(self, context: Context, clip: Clip) -> Tensor:
-        return self.encode(torch.full_like(clip.filled[:1], 0.5)).expand_as(context.latents)
+    def nothing(self, context: Context) -> Tensor:
+        f, h, w = context.latents.shape[2:]
+        grey = context.latents.new_full((1, 4 * f - 3, 3, 8 * h, 8 * w), 0.5)
+        return self.encode(grey).expand_as(context.latents)
 
     def noise(
         self, shape: Sequence[int], generator: torch.Generator | list[torch.Generator] | None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.generation.autoencoder import Autoencoder
 from wristworld_ros.generation.conditioning import mask_channels, ray_channels
 from wristworld_ros.generation.model import Context, Stage2Model
@@ -29,10 +30,34 @@ from wristworld_ros.weights import COMPACT, load_weights, read_config, save_weig
 
 CLIP = 4  # frames of a training clip
 CLIP_SHARE = 0.3  # of batches; the others hold single frames
-DROP_TEXT, DROP_ANCHORS = 0.1, 0.1
 SHARE_OF_NOISE = 0.7
 #: Copies of the training frames with other colours and, half of them, mirrored.
 COPIES = 1
+
+
+@dataclass(frozen=True)
+class DropRates:
+    """Shares of the training clips that lose a condition, for guidance and robustness.
+
+    Attributes:
+        text, anchors, map: of the conditions; where the map is dropped it shows nothing.
+
+    Raises:
+        InvalidInputError: a rate is not in [0, 1).
+    """
+
+    text: float = 0.1
+    anchors: float = 0.1
+    map: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, rate in asdict(self).items():
+            if not 0 <= rate < 1:
+                raise InvalidInputError(f"drop rate {rate} of {name}; choose 0 or more, below 1.")
+
+    def draw(self, clips: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Condition -> which clips lose it, each drawn for itself."""
+        return {k: torch.rand(clips, generator=generator) < v for k, v in asdict(self).items()}
 
 
 @dataclass
@@ -44,6 +69,7 @@ class LatentSet:
         rays: N x 2 x h x w.
         data: the frames they come from.
         texts: instruction -> token states.
+        nothing: C x h x w float16 latents of a condition map that shows nothing.
     """
 
     clean: Tensor
@@ -52,6 +78,7 @@ class LatentSet:
     rays: Tensor
     data: ConditionSet
     texts: dict[str, Tensor]
+    nothing: Tensor
 
 
 @torch.inference_mode()
@@ -69,31 +96,44 @@ def encode_set(data: ConditionSet, autoencoder: Autoencoder, text: TextEncoder) 
     texts = {t: text.encode(t).clone() for t in sorted(set(data.instructions))}
     K = torch.from_numpy(data.wrist_K.astype(np.float32))
     rays = ray_channels(K, *data.wrist.shape[1:3])
-    return LatentSet(torch.cat(clean), torch.cat(condition), torch.cat(masks), rays, data, texts)
+    grey = torch.full((1, 3, *data.wrist.shape[1:3]), 0.5)
+    return LatentSet(
+        torch.cat(clean),
+        torch.cat(condition),
+        torch.cat(masks),
+        rays,
+        data,
+        texts,
+        autoencoder.encode(grey)[0].half(),
+    )
 
 
 def clip_context(
     model: Stage2Model,
     latents: LatentSet,
     index: np.ndarray,
-    drops: tuple[Tensor, Tensor] | None = None,
+    drops: Mapping[str, Tensor] | None = None,
 ) -> Context:
     """Context of clips.
 
     Args:
         index: B x F frames; all frames of a clip have the same instruction and views.
-        drops: B bool each: drop text, drop anchors.
+        drops: conditions to drop, see ``Context.without``.
     """
     views = int(latents.data.views[index].max())
     anchors = torch.from_numpy(latents.data.anchors[index][:, :, :views])
-    return model.context(
+    context = model.context(
         latents.condition[index].float().transpose(1, 2),
         latents.mask[index].float().transpose(1, 2),
         latents.rays[index].transpose(1, 2),
         torch.stack([latents.texts[latents.data.instructions[i]] for i in index[:, 0]]),
         anchors.permute(0, 1, 2, 5, 3, 4).float() / 255,
-        *(drops or ()),
     )
+    if drops is None:
+        return context
+    no_text = torch.zeros(len(index), model.config.text_tokens, context.tokens.shape[2])
+    nothing = latents.nothing.float()[None, :, None].expand_as(context.latents)
+    return context.without(drops, no_text, nothing)
 
 
 def draw_clips(data: ConditionSet, size: int, generator: torch.Generator) -> np.ndarray:
@@ -219,12 +259,15 @@ def train_stage2(
     autoencoder_folder: Path,
     limit: int | None = None,
     init: Path | None = None,
+    drops: DropRates | None = None,
 ) -> dict[str, float]:
     """Build conditions (of the first ``limit`` episodes), train, evaluate, write the weights.
 
     Args:
         init: folder of weights to start from.
+        drops: of conditions; the defaults when None.
     """
+    drops = drops or DropRates()
     autoencoder = Autoencoder.from_config(read_config(autoencoder_folder)["config"])
     load_weights(autoencoder_folder, autoencoder)
     autoencoder.eval().requires_grad_(False)
@@ -234,6 +277,7 @@ def train_stage2(
             "episodes": str(train_folder),
             "stage1_sha256": read_config(stage1)["sha256"],
             "autoencoder_sha256": read_config(autoencoder_folder)["sha256"],
+            "drop_rates": asdict(drops),
         },
     )
     torch.manual_seed(loop.seed)
@@ -254,12 +298,7 @@ def train_stage2(
     def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(net, Stage2Model)
         index = draw_clips(data.data, loop.batch_size, generator)
-        B = len(index)
-        drops = (
-            torch.rand(B, generator=generator) < DROP_TEXT,
-            torch.rand(B, generator=generator) < DROP_ANCHORS,
-        )
-        context = clip_context(net, data, index, drops)
+        context = clip_context(net, data, index, drops.draw(len(index), generator))
         clean = data.clean[index].float().transpose(1, 2)
         return flow_matching_loss(net, context, clean, weights, generator)
 
