@@ -121,9 +121,19 @@ class WanLoss:
         self._nothing: Tensor | None = None
 
     def __call__(
-        self, clips: Sequence[EncodedClip], generator: torch.Generator, drop: bool = True
+        self,
+        clips: Sequence[EncodedClip],
+        generator: torch.Generator,
+        *,
+        drop: bool = True,
+        bf16: bool = False,
     ) -> Tensor:
-        """Loss of clips of one shape and number of views; ``drop``: as in training."""
+        """Loss of clips of one shape and number of views.
+
+        Args:
+            drop: conditions, as in training.
+            bf16: run the transformer in bfloat16.
+        """
         device = self.preset.vae.device
 
         def batch(name: str) -> Tensor:
@@ -147,7 +157,9 @@ class WanLoss:
         t = (SHIFT * t / (1 + (SHIFT - 1) * t)).to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         weight = t.view(-1, 1, 1, 1, 1)
-        predicted = self.preset.velocity((1 - weight) * clean + weight * noise, t, context)
+        noisy = (1 - weight) * clean + weight * noise
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            predicted = self.preset.velocity(noisy, t, context)
         return (predicted - (noise - clean)).square().mean()
 
     @torch.no_grad()
@@ -220,8 +232,8 @@ def train_wan(
     val, data = load("val", val_folder), load("train", train_folder, limit)
 
     def compute(net: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast(preset.vae.device.type, torch.bfloat16, enabled=adapter.bf16):
-            return loss(draw(data, loop.batch_size, generator), generator), {}
+        clips = draw(data, loop.batch_size, generator)
+        return loss(clips, generator, bf16=adapter.bf16), {}
 
     @torch.no_grad()
     def evaluate(net: nn.Module) -> dict[str, float]:
