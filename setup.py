@@ -25,6 +25,7 @@ INSTALL_REQUIRES = [
     "numpy>=1.26",
     "open_clip_torch>=3.0",
     "opencv-python-headless>=4.8",
+    "peft>=0.17",
     "pillow>=10",
     "pycollada>=0.8",
     "pyyaml>=6",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
-from wristworld_ros.errors import InvalidInputError, WristWorldError
+from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.generation.wan import WanAnchorEncoder
 from wristworld_ros.weights import load_weights, read_config, save_weights
 
@@ -27,7 +26,6 @@ def add_lora(transformer: WanTransformer3DModel, rank: int) -> None:
 
     Raises:
         InvalidInputError: the rank is below 1, or there are LoRA layers already.
-        WristWorldError: peft is not installed.
     """
     if rank < 1:
         raise InvalidInputError(f"LoRA rank {rank}; choose 1 or more ({LORA_RANK} in the paper).")
@@ -36,9 +34,7 @@ def add_lora(transformer: WanTransformer3DModel, rank: int) -> None:
             f"the transformer has LoRA layers of rank {lora_rank(transformer)} already; load it "
             "again without."
         )
-    if importlib.util.find_spec("peft") is None:
-        raise WristWorldError("LoRA needs peft: pip install 'wristworld_ros[wan]'.")
-    from peft import LoraConfig
+    from peft import LoraConfig  # slow to import, and for training alone
 
     targets = list(LORA_TARGETS)
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))

@@ -91,7 +91,7 @@ def _stacked(value: Any) -> np.ndarray:
     """Nested lists of pictures (arrays or PIL) as one array."""
     if isinstance(value, list | tuple):
         return np.stack([_stacked(v) for v in value])
-    return np.asarray(value)
+    return np.array(value)  # arrays of ``ConditionMap`` are not writable, which torch dislikes
 
 
 def anchor_tensor(anchors: Any, size: int) -> Tensor:

@@ -356,7 +356,9 @@ class WristWorldPipeline(DiffusionPipeline):
         seen = drawn if measured is None else video_tensor(measured, "measured").to(device)
         K = None
         if intrinsics is not None:
-            K = torch.as_tensor(np.asarray(intrinsics), dtype=torch.float32, device=device)
+            if not isinstance(intrinsics, Tensor):
+                intrinsics = torch.from_numpy(np.array(intrinsics))
+            K = intrinsics.to(device, torch.float32)
             K = K[None] if K.ndim == 3 else K
         views = None if anchors is None else anchor_tensor(anchors, preset.anchor_size).to(device)
         self.check_inputs(
