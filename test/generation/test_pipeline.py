@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from wristworld_ros.errors import InvalidInputError, WeightsError, WristWorldError
 from wristworld_ros.generation import Generator, WristWorldPipeline
@@ -142,8 +143,23 @@ def test_saved_it_is_a_diffusers_pipeline_with_the_same_pictures(folder, tmp_pat
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(WeightsError, match="truncated or altered"):
         WristWorldPipeline.from_pretrained(tmp_path)
+    weights = tmp_path / "text_encoder" / "model.safetensors"
+    state = load_file(weights)
+    state.pop("embeddings.LayerNorm.bias")
+    save_file(state, weights, {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"missing \['embeddings.LayerNorm.bias'\]"):
+        WristWorldPipeline.from_pretrained(tmp_path)
     with pytest.raises(WeightsError, match="config.json is missing"):
         WristWorldPipeline.from_pretrained(tmp_path / "nothing")
+
+
+def test_without_a_restorer_it_is_saved_too_and_the_generator_takes_it(folder, pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = Generator.from_pretrained(tmp_path)
+    assert again.detail is None and len(again.sha256) == 64
+    np.testing.assert_array_equal(
+        again(*moment()).image, Generator.from_pretrained(folder)(*moment()).image
+    )
 
 
 @pytest.mark.parametrize(

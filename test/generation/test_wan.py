@@ -3,15 +3,15 @@
 import sys
 from pathlib import Path
 
-import accelerate
 import numpy as np
+import open_clip
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from wristworld_ros.errors import InvalidInputError, WeightsError
-from wristworld_ros.generation import WristWorldPipeline
+from wristworld_ros.generation import Generator, WristWorldPipeline
 from wristworld_ros.generation.wan import WAN_1_3B, WanAnchorEncoder, temporal_mask, widen
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -102,9 +102,12 @@ def expected_keys(config):
 
 
 def test_the_full_size_has_the_keys_shapes_and_parameters_of_wan_2_1_1_3b():
-    with accelerate.init_empty_weights():
+    with torch.device("meta"):
         base = WanTransformer3DModel(**WAN_1_3B)
         wide = WanTransformer3DModel(**{**WAN_1_3B, "in_channels": 36})
+        anchors = WanAnchorEncoder(
+            {k: open_clip.get_model_config("ViT-H-14")[k] for k in ("embed_dim", "vision_cfg")}
+        )
     shapes = {k: tuple(v.shape) for k, v in base.state_dict().items()}
     assert shapes == expected_keys(WAN_1_3B)
     assert len(shapes) == 825
@@ -112,17 +115,16 @@ def test_the_full_size_has_the_keys_shapes_and_parameters_of_wan_2_1_1_3b():
     assert count == 1_418_996_800
     # The paper's model: 20 input channels more (condition latents 16, mask 4), 1 x 2 x 2 patches.
     assert sum(p.numel() for p in wide.parameters()) == count + 1536 * 20 * 4
-    with accelerate.init_empty_weights():
-        config = {
-            "embed_dim": 1024,
-            "vision_cfg": {"image_size": 224, "layers": 32, "width": 1280, "head_width": 80,
-                           "patch_size": 14},
-        }  # fmt: skip
-        anchors = WanAnchorEncoder(config)
     assert anchors.view.shape == (8, 1280) and anchors.time.shape == (81, 1280)
     assert [tuple(p.shape) for p in anchors.project.parameters()] == [
         (4096, 1280), (4096,), (4096, 4096), (4096,),
     ]  # fmt: skip
+    # 81 frames of 832 x 480 with two anchors: 350 tokens of text and 162 of anchors.
+    with torch.device("meta"), torch.no_grad():
+        tokens = anchors(torch.empty(1, 81, 2, 3, 224, 224))
+        context = torch.cat([torch.empty(1, 350, 4096), tokens], 1)
+        out = wide(torch.empty(1, 36, 21, 60, 104), torch.empty(1), context).sample
+    assert context.shape == (1, 512, 4096) and out.shape == (1, 16, 21, 60, 104)
 
 
 def test_widened_it_gives_what_it_gave(files):
@@ -237,6 +239,8 @@ def test_the_mask_folds_time_into_channels():
 def test_saved_and_loaded_it_gives_the_same(trained, tmp_path):
     before = run(trained)
     trained.save_pretrained(tmp_path)
+    with pytest.raises(InvalidInputError, match="not of mini's kind.*WristWorldPipeline"):
+        Generator.from_pretrained(tmp_path)
     again = WristWorldPipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
     torch.testing.assert_close(run(again), before, atol=0, rtol=0)

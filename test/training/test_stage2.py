@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from wristworld_ros.cli.main import main
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.generation.model import Stage2Model
 from wristworld_ros.training.stage2 import (
@@ -67,6 +68,15 @@ def test_drop_rates_are_shares_of_the_clips_and_independent():
     assert both == pytest.approx(0.1, abs=0.01)
     with pytest.raises(InvalidInputError, match=r"drop rate 1.0 of anchors; choose 0 or more, bel"):
         DropRates(anchors=1.0)
+
+
+def test_the_verb_takes_drop_rates(tmp_path, capsys):
+    folders = ("shards", "val", "work", "out", "stage1", "autoencoder")
+    command = ["train", "stage2", "--drop-map", "1.5"]
+    for name in folders:
+        command += [f"--{name}", str(tmp_path / name)]
+    assert main(command) == 2
+    assert "drop rate 1.5 of map; choose 0 or more, below 1" in capsys.readouterr().err
 
 
 def test_flow_matching_is_learned(latents):

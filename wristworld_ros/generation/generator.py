@@ -108,12 +108,17 @@ class Generator:
 
         Raises:
             WeightsError: weights are missing, truncated, altered or do not fit.
-            InvalidInputError: no such backend or precision.
+            InvalidInputError: no such backend or precision, or another kind of model.
             EngineError: the backend is not installed.
         """
         dispatcher = Dispatcher(backend, precision=precision, strict=strict)
         folder = Path(path) if path else model_dir("mini")
         pipeline = WristWorldPipeline.from_pretrained(folder)
+        if not isinstance(pipeline.transformer, Stage2Model):
+            raise InvalidInputError(
+                f"{folder} is not of mini's kind, which is what runs frame by frame. Use "
+                "WristWorldPipeline for it (docs/pipeline.md)."
+            )
         model, autoencoder, detail = pipeline.transformer, pipeline.vae, pipeline.detail
         digests = {"stage2": model.sha256, "autoencoder": autoencoder.sha256}
         if detail is not None:

@@ -1,6 +1,7 @@
 """Stage 2 in the form of a diffusers pipeline: condition maps, anchor views and text to video."""
 
 # No `from __future__ import annotations`: diffusers reads the types of the constructor.
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from diffusers import (
 from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from wristworld_ros.errors import InvalidInputError, WristWorldError
 from wristworld_ros.generation.adapter import load_adapter, lora_rank
@@ -29,7 +30,14 @@ from wristworld_ros.generation.networks import Stage2Networks
 from wristworld_ros.generation.presets import Clip, MiniPreset, Preset, as_clips, as_frames
 from wristworld_ros.generation.sampling import Guidance, sample, scheduler_for, set_steps
 from wristworld_ros.generation.text import TextEncoder, load_minilm
-from wristworld_ros.generation.wan import SHIFT, WanAnchorEncoder, WanPreset, check_folder, load_wan
+from wristworld_ros.generation.wan import (
+    SHIFT,
+    WanAnchorEncoder,
+    WanPreset,
+    check_component,
+    check_folder,
+    load_wan,
+)
 from wristworld_ros.geometry.hole_filling import fill_holes
 from wristworld_ros.reconstruction.companions import load_companion
 from wristworld_ros.resources import model_dir
@@ -110,8 +118,10 @@ class WristWorldPipeline(DiffusionPipeline):
                 shape is compared.
         """
         folder = Path(path) if path is not None else model_dir("mini")
-        if (folder / DiffusionPipeline.config_name).is_file():
-            if (folder / "transformer" / "model.safetensors").is_file():
+        index = folder / DiffusionPipeline.config_name
+        if index.is_file():
+            if Stage2Model.__name__ in json.loads(index.read_text())["transformer"]:
+                check_component(folder / "text_encoder", BertModel)
                 digest = read_config(folder / "transformer")["sha256"]
                 detail = load_companion(folder / "detail", DetailRestorer, "stage2", digest)
                 return super().from_pretrained(folder, detail=detail, **kwargs)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import open_clip
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from open_clip.transformer import VisionTransformer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from transformers import AutoTokenizer, PreTrainedModel, UMT5EncoderModel
 
 from wristworld_ros.errors import InvalidInputError, WeightsError
 from wristworld_ros.generation.confidence import measured_confidence
@@ -100,7 +99,7 @@ class WanAnchorEncoder(ModelMixin, ConfigMixin):
 
         Args:
             name: of the model, such as ``ViT-H-14``.
-            weights: the file of the whole model, text encoder included.
+            weights: the file of the model, of which the text encoder is not used.
 
         Raises:
             InvalidInputError: open_clip knows no such model.
@@ -112,15 +111,10 @@ class WanAnchorEncoder(ModelMixin, ConfigMixin):
                 f"open_clip has no model '{name}'; python -c 'import open_clip; "
                 "print(open_clip.list_models())' lists them."
             )
-        custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
-        kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-        known = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_bias")
-        with accelerate.init_empty_weights(include_buffers=False):
-            whole = kind(**{k: v for k, v in config.items() if k in known})
-        load_published(weights, whole)
         clip = {k: config[k] for k in ("embed_dim", "vision_cfg", "quick_gelu") if k in config}
         encoder = cls(clip, text_dim, max_views)
-        encoder.vision.load_state_dict(whole.visual.state_dict())
+        load_published(weights, encoder.vision, "visual.", part=True)
+        encoder.vision.float()
         return encoder
 
     def forward(self, anchors: Tensor) -> Tensor:
@@ -325,14 +319,6 @@ def load_wan(
     return {**parts, "tokenizer": tokenizer}
 
 
-_KINDS = {
-    "transformer": WanTransformer3DModel,
-    "vae": AutoencoderKLWan,
-    "text_encoder": UMT5EncoderModel,
-    "anchor_encoder": WanAnchorEncoder,
-}
-
-
 def check_folder(folder: Path) -> None:
     """Compare all keys and shapes of a folder in diffusers' layout with those of its models.
 
@@ -347,20 +333,29 @@ def check_folder(folder: Path) -> None:
                 f"{folder} has no folder {name}. Give a folder as published under "
                 "Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or one that save_pretrained wrote."
             )
-    for name, kind in _KINDS.items():
-        if (folder / name).is_dir():
-            check_fit(folder / name, _empty(folder / name, kind), _shapes(folder / name))
+    check_component(folder / "transformer", WanTransformer3DModel)
+    check_component(folder / "vae", AutoencoderKLWan)
+    check_component(folder / "text_encoder", UMT5EncoderModel)
+    if (folder / "anchor_encoder").is_dir():
+        check_component(folder / "anchor_encoder", WanAnchorEncoder)
 
 
-def _empty(folder: Path, kind: Any) -> nn.Module:
+def check_component(folder: Path, kind: Any) -> None:
+    """The same for one of them.
+
+    Args:
+        kind: its class, of diffusers or transformers.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise WeightsError(f"{folder} has no config.json that can be read ({error}).") from None
     with torch.device("meta"):
-        if kind is UMT5EncoderModel:
-            return kind(UMT5Config.from_dict(config))
-        return kind.from_config(config)
+        if issubclass(kind, PreTrainedModel):
+            model = kind(kind.config_class.from_dict(config))
+        else:
+            model = kind.from_config(config)
+    check_fit(folder, model, _shapes(folder))
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:

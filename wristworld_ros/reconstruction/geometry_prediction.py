@@ -128,7 +128,9 @@ def relative_to_first(T_camera_world: Tensor) -> tuple[Tensor, Tensor]:
     return T_camera_world @ invert(T_first_world), T_first_world
 
 
-def load_published(path: str | Path, model: nn.Module, prefix: str = "") -> None:
+def load_published(
+    path: str | Path, model: nn.Module, prefix: str = "", *, part: bool = False
+) -> None:
     """Fill ``model`` from somebody else's weight file, every key and shape strictly.
 
     Args:
@@ -136,6 +138,7 @@ def load_published(path: str | Path, model: nn.Module, prefix: str = "") -> None
         model: takes the file's tensors as its own, in their dtype if floating; may be on the meta
             device, so that the weights are in memory once.
         prefix: that all keys of the file start with and the model's do not.
+        part: keys that start otherwise are not the model's, and left alone.
 
     Raises:
         WeightsError: the file is missing, is not a weight file, does not fit the model (it says
@@ -161,6 +164,8 @@ def load_published(path: str | Path, model: nn.Module, prefix: str = "") -> None
             f"{path} holds more than weights. Give a file with the plain state dict: "
             "names and tensors."
         )
+    if part:
+        state = {k: v for k, v in state.items() if k.startswith(prefix)}
     check_fit(path, model, {k: v.shape for k, v in state.items()}, prefix)
     bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
