@@ -115,6 +115,7 @@ def test_dropped_conditions_do_not_matter(pipe, clips, name):
     assert found[0][0] == found[0][1] and abs(found[1][0] - found[1][1]) > 1e-6
 
 
+@pytest.mark.slow
 def test_the_verb_trains_an_adapter_that_the_pipeline_loads(
     source, companion_shards, tmp_path, capsys
 ):
