@@ -18,6 +18,7 @@ from wristworld_ros.training.conditions import (
     varied,
 )
 from wristworld_ros.training.stage2 import CLIP, channel_weights, draw_clips
+from wristworld_ros.weights import STAGE1_PARTS
 
 FRAMES = 6
 
@@ -95,7 +96,7 @@ def test_conditions_of_other_weights_are_not_taken(tmp_path):
     with pytest.raises(InvalidInputError, match="no shards"):
         build_conditions(tmp_path, model / "stage1", cache)
     written = json.loads((cache / "weights.json").read_text())
-    assert set(written) == {"stage1", "hand_depth", "fine_depth", "locator"}
+    assert set(written) == set(STAGE1_PARTS)
     (cache / "weights.json").write_text(json.dumps({"stage1": written["stage1"]}))
     with pytest.raises(InvalidInputError, match=r"holds condition maps of .*Remove the folder"):
         build_conditions(tmp_path, model / "stage1", cache)

@@ -1,10 +1,10 @@
 """Condition maps that remember: what earlier frames showed of the same surfaces steadies this one.
 
 Depth is estimated anew in every frame, and wrong in another way each time, so that a surface moves
-back and forth in the wrist view while the scene stands still. Where the last map, brought here by the
-motion of the wrist camera, has the same surface, both are averaged, and where this map has a hole,
-what was seen there before is drawn. What moves, the gripper too, agrees in place or colour only by
-chance, and is left as it is. Causal; part of the paper's 4-D point cloud.
+back and forth in the wrist view while the scene stands still. Where the last map, brought here by
+the motion of the wrist camera, has the same surface, both are averaged, and where this map has a
+hole, what was seen there before is drawn. What moves, the gripper too, agrees in place or colour
+only by chance, and is left as it is. Causal; part of the paper's 4-D point cloud.
 """
 
 from __future__ import annotations
