@@ -17,6 +17,7 @@ from wristworld_ros.reconstruction import Reconstructor
 from wristworld_ros.reconstruction.pose_encoding import decode_pose
 from wristworld_ros.reconstruction.views import network_inputs
 from wristworld_ros.resources import model_dir
+from wristworld_ros.weights import STAGE1_PARTS, STAGE2_PARTS
 
 SEED, SPLIT = 100_900, "val"  # not among the episodes that training looked at
 LIMIT_MB = 60
@@ -54,9 +55,22 @@ def test_confidence_separates_good_pixels_from_bad_ones(views):
     assert np.concatenate(measured).mean() < 0.7 * np.concatenate(imagined).mean()
 
 
-@pytest.mark.parametrize(
-    "part", ["autoencoder", "stage1", "hand_depth", "fine_depth", "locator", "stage2"]
-)
+def test_the_plane_sweep_brings_maps_closer_to_the_truth():
+    with_sweep, without = Reconstructor.from_pretrained(), Reconstructor.from_pretrained()
+    without.plane_sweep = None
+    scores = {"with": [], "without": []}
+    for seed in (SEED, SEED + 1, SEED + 2):
+        episode = simulate_episode(seed, SPLIT, n_frames=2)
+        for t in range(len(episode)):
+            frame = restrict(episode.anchor_frame(t), "kinematic")
+            for name, reconstructor in (("with", with_sweep), ("without", without)):
+                condition = reconstructor(frame).condition
+                picture = inpainted_splat(condition.image, condition.mask)
+                scores[name].append(psnr(picture, episode.wrist_rgb[t]))
+    assert np.mean(scores["with"]) > np.mean(scores["without"]) + 0.3
+
+
+@pytest.mark.parametrize("part", [*STAGE1_PARTS, *STAGE2_PARTS])
 def test_every_part_says_how_it_was_made(part):
     document = json.loads((model_dir("mini") / part / "config.json").read_text())
     assert document["training"]["command"].startswith(f"wristworld train {part.replace('_', '-')} ")
