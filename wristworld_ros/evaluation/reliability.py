@@ -1,7 +1,8 @@
-"""Does the confidence of generated pictures say which pixels are right?"""
+"""Does the confidence of generated pictures say which pixels are right, and which pictures?"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class Reliability:
         Args:
             confidence: H x W in [0, 1]; picture, truth: H x W x 3 uint8.
         """
-        error = np.abs(picture.astype(np.float64) - truth).mean(2).ravel() / 255
+        error = colour_error(picture, truth).ravel()
         stated = np.asarray(confidence, np.float64).ravel()
         if np.ptp(stated) > 0 and np.ptp(error) > 0:
             self._ranks.append(float(spearmanr(stated, -error)[0]))
@@ -57,3 +58,45 @@ class Reliability:
                 for row in np.column_stack([count[found] / count.sum(), means])
             ],
         }
+
+
+class ViewScores:
+    """What was said of whole pictures, and how good they were."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[float, float, float, float]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, score: float, picture: Image, truth: Image, metrics: Mapping[str, float]) -> None:
+        """Add one picture: its ``WristFrame.score``, and ``psnr`` and perhaps ``lpips``."""
+        right = float((colour_error(picture, truth) < RIGHT).mean())
+        self._rows.append((score, right, metrics["psnr"], metrics.get("lpips", float("nan"))))
+
+    def summary(self) -> dict[str, float | None]:
+        """``stated`` and ``right``: means of the score and of the share of right pixels; ``gap``:
+        their mean distance; ``rank_right``, ``rank_psnr``, ``rank_lpips``: Spearman's correlation
+        of the score with each (LPIPS negative), None where one is constant or unknown.
+        """
+        score, right, psnr, lpips = np.array(self._rows).reshape(-1, 4).T
+
+        def rank(values: NDArray[np.floating]) -> float | None:
+            known = len(score) > 1 and np.isfinite(values).all()
+            if not known or np.ptp(score) == 0 or np.ptp(values) == 0:
+                return None
+            return float(spearmanr(score, values)[0])
+
+        return {
+            "stated": float(score.mean()),
+            "right": float(right.mean()),
+            "gap": float(np.abs(score - right).mean()),
+            "rank_right": rank(right),
+            "rank_psnr": rank(psnr),
+            "rank_lpips": rank(-lpips),
+        }
+
+
+def colour_error(picture: Image, truth: Image) -> NDArray[np.float64]:
+    """Mean absolute error of the colours per pixel, H x W in [0, 1]."""
+    return np.abs(picture.astype(np.float64) - truth).mean(2) / 255
