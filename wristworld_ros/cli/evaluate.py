@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stage2 includes stage 1; domain: how well stage 1 tells pictures unlike those of "
         "training, over all test splits",
     )
-    parser.add_argument("--split", help="val, test-iid, test-objects, ...")
+    parser.add_argument("--split", help="val, test-iid, test-objects, ...; domain: only this")
     parser.add_argument(
         "--seeds", metavar="A:B", help=f"episodes A to B-1; default: the split's first {EPISODES}"
     )
@@ -156,11 +156,15 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def _domain(args: argparse.Namespace) -> dict[str, Any]:
-    from wristworld_ros.evaluation.domain import domain_table, evaluate_domain
+    from wristworld_ros.evaluation.domain import TESTS, domain_table, evaluate_domain
 
     folder = _folder(args)
     results = evaluate_domain(
-        args.recordings, episodes=args.episodes, frames=args.frames, model=str(folder)
+        args.recordings,
+        episodes=args.episodes,
+        frames=args.frames,
+        splits=[args.split] if args.split else TESTS,
+        model=str(folder),
     )
     print(domain_table(results))
     record = {"episodes": args.episodes, "frames_per_episode": args.frames, "results": results}

@@ -20,7 +20,7 @@ class Reliability:
 
     def __init__(self) -> None:
         self._ranks: list[float] = []
-        self._bins = np.zeros((BINS, 4))
+        self._bins = np.zeros((BINS + 1, 4))  # imagined pixels first, then tenths
 
     def add(self, confidence: NDArray[np.floating], picture: Image, truth: Image) -> None:
         """Add one frame.
@@ -32,23 +32,23 @@ class Reliability:
         stated = np.asarray(confidence, np.float64).ravel()
         if np.ptp(stated) > 0 and np.ptp(error) > 0:
             self._ranks.append(float(spearmanr(stated, -error)[0]))
-        index = np.minimum((stated * BINS).astype(int), BINS - 1)
+        index = np.where(stated > 0, np.minimum((stated * BINS).astype(int), BINS - 1) + 1, 0)
         values = np.stack([np.ones_like(error), stated, error < RIGHT, error])
         for row, value in enumerate(values):
-            self._bins[:, row] += np.bincount(index, value, BINS)
+            self._bins[:, row] += np.bincount(index, value, BINS + 1)
 
     def summary(self) -> dict[str, Any]:
         """``rank_correlation``: mean over frames of Spearman's between confidence and negative
-        error, None when one of them is constant in all; ``bins``: for each tenth of confidence
-        that occurs, the share of all ``pixels``, the mean ``stated`` confidence, the share that
-        is ``right`` (mean error of the colours below ``RIGHT``) and the mean ``error`` in [0, 1];
-        ``gap``: mean distance of stated and right over the pixels that are not surely imagined.
+        error, None when one of them is constant in all; ``bins``: for the imagined pixels, whose
+        confidence is 0, and for each tenth above, where they occur, the share of all ``pixels``,
+        the mean ``stated`` confidence, the share that is ``right`` (mean error of the colours
+        below ``RIGHT``) and the mean ``error`` in [0, 1]; ``gap``: mean distance of stated and
+        right over the pixels that are not surely imagined.
         """
         count = self._bins[:, 0]
         found = np.flatnonzero(count)
         means = self._bins[found, 1:] / count[found, None]
-        measured = means[:, 0] > 0
-        weight = count[found] * measured
+        weight = count[found] * (found > 0)
         gap = np.abs(means[:, 0] - means[:, 1]) @ weight / weight.sum() if weight.any() else None
         return {
             "rank_correlation": float(np.mean(self._ranks)) if self._ranks else None,
