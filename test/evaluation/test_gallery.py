@@ -33,8 +33,16 @@ def clip(seed: int, *psnr: float, geometry: str = "robot") -> Clip:
         for name in ("anchor", "condition map", "generated", "confidence", "true")
     }
     moments = tuple(
-        Moment(panels, p, p - 1, 0.5, 0.8, (1.0, 0.5), Diagnosis("left_out", SHARES, 0.7))
-        for p in psnr
+        Moment(
+            {**panels, "generated": panels["generated"] // (1 + i)},
+            p,
+            p - 1,
+            0.5,
+            0.8,
+            (1.0, 0.5),
+            Diagnosis("left_out", SHARES, 0.7),
+        )
+        for i, p in enumerate(psnr)
     )
     return Clip(seed, geometry, "lift it", moments)
 
@@ -59,6 +67,8 @@ def test_a_strip_shows_all_panels():
     picture = strip(CLIPS[0].moments[0])
     assert picture.shape[1] > 5 * 128 and picture.shape[0] > 128
     assert strip(CLIPS[0].moments[0], head=False).shape[0] < picture.shape[0]
+    titled = strip(CLIPS[0].moments[0], title="best: 1")
+    assert (titled != picture)[:, :134].any() and (titled == picture)[:, 134:].all()
 
 
 def test_a_gallery_is_written_anew_with_its_page(tmp_path):
@@ -72,7 +82,7 @@ def test_a_gallery_is_written_anew_with_its_page(tmp_path):
         *(f"failure_{i}.webp" for i in range(1, 5)),
     }  # fmt: skip
     with PILImage.open(tmp_path / "robot_best.webp") as animation:
-        assert animation.n_frames == 1 or animation.is_animated
+        assert animation.n_frames == 2
     page = gallery_page(document, "pictures")
     assert all(f"(pictures/{name})" in page for name in files)
     assert "wristworld gallery --seeds 1:5" in page

@@ -137,7 +137,7 @@ def _moment(
     splat = inpainted_splat(condition.image, condition.mask, mean_colour(frame.views))
     return Moment(
         panels={
-            "anchor (1 of 3)": frame.views[0].image,
+            f"anchor (1 of {len(frame.views)})": frame.views[0].image,
             "condition map": show_holes(condition.image, condition.mask),
             "generated": view.image,
             "confidence": confidence_map(view.confidence),
@@ -176,8 +176,12 @@ def chosen_failures(clips: Iterable[Clip], count: int = FAILURES) -> list[tuple[
     return [(clip, i) for _, clip, i in ranked[:count]]
 
 
-def strip(moment: Moment, head: bool = True) -> Image:
-    """The panels of one moment beside one another."""
+def strip(moment: Moment, head: bool = True, title: str = "") -> Image:
+    """The panels of one moment beside one another.
+
+    Args:
+        head: with a label above each; title: that of the first one, in place of its own.
+    """
     names = list(moment.panels)
     top = HEAD if head else 0
     canvas = Canvas(len(names) * (TILE + GAP) + GAP, TILE + top + 2 * GAP)
@@ -185,7 +189,8 @@ def strip(moment: Moment, head: bool = True) -> Image:
     for i, name in enumerate(names):
         x = GAP + i * (TILE + GAP)
         if head:
-            canvas.text(name, x, GAP, 13, colours.get(name, MUTED), width=TILE)
+            label = title if title and i == 0 else name
+            canvas.text(label, x, GAP, 13, colours.get(name, MUTED), width=TILE)
         canvas.tile(moment.panels[name], x, GAP + top, TILE, TILE)
     return canvas.array()
 
@@ -214,7 +219,8 @@ def write_gallery(
             name = f"{geometry}_{rank}.webp"
             _animate([strip(m) for m in clip.moments], out / name)
             last = len(clip.moments) - 1
-            rows += [strip(clip.moments[i], head=not rows and i == 0) for i in (0, last // 2, last)]
+            rows.append(strip(clip.moments[0], title=f"{rank}: {clip.seed}"))
+            rows += [strip(clip.moments[i], head=False) for i in (last // 2, last)]
             entries[rank] = {
                 "file": name,
                 "episode": clip.seed,
@@ -262,9 +268,9 @@ def gallery_page(document: Mapping[str, Any], folder: str) -> str:
         "# Gallery",
         "",
         f"Written by `{document['provenance']['command']}`, like the pictures. Clips are "
-        f"{document['frames']} frames from the middle of each episode, chosen by the mean PSNR of the "
-        "generated view; nothing is chosen by hand. From left to right: a third-person view, the "
-        "condition map (hatched: nothing known), the generated view, its confidence (green: "
+        f"{document['frames']} frames from the middle of each episode, chosen by the mean PSNR of "
+        "the generated view; nothing is chosen by hand. From left to right: a third-person view, "
+        "the condition map (hatched: nothing known), the generated view, its confidence (green: "
         "measured and right, orange: imagined), and the true view.",
     ]
     for geometry, entries in document["clips"].items():
@@ -294,7 +300,7 @@ def gallery_page(document: Mapping[str, Any], folder: str) -> str:
     ]
     for f in document["failures"]:
         others = ", ".join(
-            f"{cause} {share:.0%}"
+            f"{cause.replace('_', ' ')} {share:.0%}"
             for cause, share in sorted(f["shares"].items(), key=lambda s: -s[1])
             if cause != f["cause"] and share >= 0.05
         )
