@@ -32,19 +32,12 @@ def clip(seed: int, *psnr: float, geometry: str = "robot") -> Clip:
         name: rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
         for name in ("anchor", "condition map", "generated", "confidence", "true")
     }
-    moments = tuple(
-        Moment(
-            {**panels, "generated": panels["generated"] // (1 + i)},
-            p,
-            p - 1,
-            0.5,
-            0.8,
-            (1.0, 0.5),
-            Diagnosis("left_out", SHARES, 0.7),
-        )
-        for i, p in enumerate(psnr)
-    )
-    return Clip(seed, geometry, "lift it", moments)
+    found = Diagnosis("left_out", SHARES, 0.7)
+    moments = []
+    for i, p in enumerate(psnr):
+        shown = {**panels, "generated": panels["generated"] // (1 + i)}  # an animation that moves
+        moments.append(Moment(shown, p, p - 1, 0.5, 0.8, (1.0, 0.5), found))
+    return Clip(seed, geometry, "lift it", tuple(moments))
 
 
 CLIPS = [clip(1, 20, 22), clip(2, 15, 27), clip(3, 18, 18), clip(4, 25, 26)]
