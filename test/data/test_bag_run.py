@@ -114,7 +114,8 @@ def test_a_refused_bag_has_condition_maps_and_no_picture(make_bag, model, tmp_pa
     bag, out = make_bag(frames=2), tmp_path / "out"
     arguments = ["run", str(bag), "--out", str(out), "--model", str(model), "--mode", mode]
     assert main([*arguments, "--refuse-below-coverage", "1"]) == 0
-    assert "views refused: low_coverage 2" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "views refused: low_coverage 2" in text and "every view was refused: aug" in text
     with BagReader(out / "augmented.mcap") as augmented:
         counts = augmented.counts
         statuses = [m.decode() for m in augmented.messages(["/wrist/status"])]

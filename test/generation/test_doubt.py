@@ -28,6 +28,7 @@ def test_a_view_like_those_of_training_is_not_doubted():
         (0.5, 1.2, (0, 1.0), "out_of_domain", True),
         (0.5, 0.7, (0, 0.6), "out_of_domain", True),
         (0.05, 1.2, (0, 1.0), "out_of_domain", True),
+        (0.5, NOTHING, (0, 1.0), "out_of_domain", True),
         (0.4, 1.2, (0.5, 0), "low_coverage", True),
         (0.4, NOTHING, (0.5, 1.0), "low_coverage", True),
     ],
@@ -43,6 +44,8 @@ def test_it_names_value_limit_and_cure():
     assert "add an anchor camera, or lower the limit" in text
     text = doubt(0.5, 1.23456, refuse_beyond_domain=1.0).text
     assert "1.23 times" in text and "refuse_beyond_domain is 1" in text and "Fine-tune" in text
+    text = doubt(0.5, NOTHING, refuse_beyond_domain=1.0).text
+    assert "not known" in text and "wristworld train domain" in text
     assert "4.0%" in doubt(0.04, 0.5).text and "less than 10%" in doubt(0.04, 0.5).text
 
 

@@ -165,6 +165,9 @@ def run(args: argparse.Namespace) -> int:
         ),
     )
     print(report.summary_text())
+    if not report.frames:
+        print(f"every view was refused: augmented.mcap and metrics.json in {args.out}, no picture")
+        return 0
     print(format_table(report.table()) or "no true wrist view in the bag: nothing to compare with")
     print(
         f"results in {args.out}: augmented.mcap, virtual_wrist.mp4, contact_sheet.png, metrics.json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from wristworld_ros.generation.detail import SHOWN
 from wristworld_ros.reconstruction.domain import OUT_OF_DOMAIN
 from wristworld_ros.types import Doubt, Reconstruction
@@ -21,7 +23,8 @@ def doubt(
         coverage: ``ConditionMap.coverage``; below ``SHOWN`` confidence does not count in full.
         domain_distance: ``WristEstimate.domain_distance``; NaN when nothing is known.
         refuse_below_coverage: views with less are refused; 0: none.
-        refuse_beyond_domain: views of pictures that are farther are refused; 0: none.
+        refuse_beyond_domain: views of pictures that are farther, or of which that is not known, are
+            refused; 0: none.
     """
     outside = (
         f"the anchor pictures are {domain_distance:.2f} times as far from the training pictures "
@@ -33,6 +36,13 @@ def doubt(
     if coverage < refuse_below_coverage:
         limit = f"refuse_below_coverage is {refuse_below_coverage:.1%}"
         return Doubt(LOW_COVERAGE, f"{seen}, {limit}. {move}, or lower the limit.", True)
+    if refuse_beyond_domain and math.isnan(domain_distance):
+        text = (
+            "how far the anchor pictures are from the training pictures is not known, and "
+            f"refuse_beyond_domain is {refuse_beyond_domain:g}. Use a model with a folder 'domain' "
+            "(wristworld train domain), not another backbone; or set the limit to 0."
+        )
+        return Doubt(OUTSIDE, text, True)
     if refuse_beyond_domain and domain_distance > refuse_beyond_domain:
         limit = f"refuse_beyond_domain is {refuse_beyond_domain:g}"
         return Doubt(OUTSIDE, f"{outside}, {limit}. {tune}, or raise the limit.", True)

@@ -270,17 +270,17 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             self._restart = False
             self._carried = []
             self._generator.reset()
-        good = []
+        good: list[tuple[GenerationInput, Doubt | None]] = []
         for one in item:
             found = self._doubt = self._doubt_of(one)
             if found is None or not found.refused:
-                good.append(one)
+                good.append((one, found))
             else:
                 self.drop([one], Refusal(found.cause, ERROR_CODES[found.cause], found.text))
         if not good:
             return
-        frames = [self._anchor_frame(one) for one in good]
-        conditions = [one.condition for one in good]
+        frames = [self._anchor_frame(one) for one, _ in good]
+        conditions = [one.condition for one, _ in good]
         if self.parameters.mode == "stream":
             results = [self._generator(conditions[0], frames[0])]
         else:
@@ -288,13 +288,13 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             together = self._generator.chunk([c for c, _ in pairs], [f for _, f in pairs])
             results = together[len(self._carried) :]
             self._carried = pairs[-CARRIED:]
-        for one, result in zip(good, results, strict=True):
+        for (one, found), result in zip(good, results, strict=True):
             try:
                 _check_picture(result)
             except Refusal as refusal:
                 self.drop([one], refusal)
             else:
-                self._publish_result(one, result)
+                self._publish_result(one, result, found)
 
     def _doubt_of(self, one: GenerationInput) -> Doubt | None:
         return doubt(
@@ -313,7 +313,9 @@ class GenerationNode(WristNode[list[GenerationInput]]):
 
     # --- outputs ----------------------------------------------------------------------------------
 
-    def _publish_result(self, one: GenerationInput, result: WristFrame) -> None:
+    def _publish_result(
+        self, one: GenerationInput, result: WristFrame, found: Doubt | None
+    ) -> None:
         stamp, frame_id = one.anchors.stamp_ns, one.frame_id
         begun = time.monotonic()
         self.publish(
@@ -341,7 +343,7 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             stamp,
             frame_id,
             {
-                **status_fields(result, 0, 0, one.domain_distance, self._doubt_of(one)),
+                **status_fields(result, 0, 0, one.domain_distance, found),
                 "latency": latency,
                 "latency_stages": list(stages),
                 "latency_seconds": np.array(list(stages.values()), np.float32),
