@@ -83,6 +83,7 @@ def test_a_calibrated_bag_gives_all_results(make_bag, model, tmp_path, capsys, m
     assert set(metrics["baselines"]) == {
         "splat_estimated",
         "splat_true",
+        "copied_view",
         "cropped_view",
         "mean_image",
         "flat_colour",
