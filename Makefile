@@ -80,6 +80,12 @@ figures: setup ## measure the figures of README.md again: docs/results, docs/*.p
 	  $(EVALUATE) $${split%:*} --seeds $${split#*:}0000:$${split#*:}0010 \
 	    --geometry robot calibrated --json docs/results/$${split%:*}.json; done
 	$(WW) bench runtime --json docs/results/runtime.json
+	$(EVALUATE) test-iid --seeds 200000:200006 --frames 3 --geometry true kinematic \
+	  --steps 1 2 4 8 20 --json docs/results/steps.json
+	$(WW) evaluate domain --recordings $(REALDATA)/droid/* $(STATION)/0* --frames 3 \
+	  --json docs/results/domain.json
+	$(WW) gallery --out docs/gallery --page docs/gallery.md
+	$(PY) tools/reliability_plot.py
 	rm -rf out/figures && mkdir -p out/figures
 	$(WW) demo --out out/figures/demo
 	cp out/figures/demo/metrics.json docs/results/demo.json

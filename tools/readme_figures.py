@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the figures of README.md from the results in docs/results/.
+"""Write the figures of README.md and docs/confidence.md from the results in docs/results/.
 
 `make figures` measures everything again and then runs this. What stands between the markers
 ``<!-- figures: NAME -->`` and ``<!-- /figures -->`` is replaced; the rest of the page is kept.
@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-README = ROOT / "README.md"
+README, CONFIDENCE = ROOT / "README.md", ROOT / "docs" / "confidence.md"
 GEOMETRY = {
     "true": "measured depth, calibration, kinematics",
     "robot": "calibration, kinematics, joint states and the robot's URDF",
@@ -346,43 +346,92 @@ def real() -> list[str]:
     return lines
 
 
-SECTIONS = {
-    "iid": iid,
-    "clips": clips,
-    "stage1": stage1,
-    "splits": splits,
-    "live": live,
-    "runtime": runtime,
-    "real": real,
-    "station": station,
-    "calibrations": calibrations,
+def domain() -> list[str]:
+    """How well pictures unlike those of training are told."""
+    document = read("domain")
+    lines = [
+        f"{document['episodes']} episodes of each split, {document['frames_per_episode']} frames "
+        "of each episode or recording; beyond: out of domain by the shipped limit; caught: beyond "
+        "what 1 % or 5 % of the frames of test-iid exceed; AUC: how often a frame is farther than "
+        "one of test-iid.",
+        "",
+        row("pictures", "", "distance, median", "beyond", "caught at 1 % / 5 %", "AUC"),
+        row(*["---"] * 6),
+    ]
+    for name, r in document["results"].items():
+        if name == "by_recording":
+            continue
+        words = SPLITS.get(name, f"{len(document['results']['by_recording'])} real recordings")
+        caught = " / ".join(f"{share:.0%}" for share in r["caught"].values())
+        cells = (f"{r['median']:.2f}", f"{r['beyond']:.0%}", caught, f"{r['auc']:.3f}")
+        lines.append(row(name, words, *cells))
+    return lines
+
+
+def steps() -> list[str]:
+    """Quality and time by the number of denoising steps."""
+    document = read("steps")
+    first, last = document["seeds"]
+    hardware = document["provenance"]["hardware"]
+    lines = [
+        f"Split test-iid, {last - first} episodes x {document['frames_per_episode']} frames; PSNR "
+        "[dB] / SSIM / LPIPS, and time of stage 2 for a frame, median, in torch on "
+        f"{hardware['cores']} cores of {hardware['cpu']}:",
+        "",
+        row("steps", *(GEOMETRY[g] for g in document["results"]), "time"),
+        row(*["---"] * (len(document["results"]) + 2)),
+    ]
+    results = [r["steps"] for r in document["results"].values()]
+    for n in results[0]:
+        seconds = median(r[n]["seconds"]["p50"] for r in results)
+        lines.append(row(n, *(score(r[n]) for r in results), f"{seconds * 1e3:.0f} ms"))
+    losses = ", ".join(
+        f"{GEOMETRY[g]} {r['20']['psnr'] - r['2']['psnr']:.2f} dB"
+        for g, r in zip(document["results"], results, strict=True)
+    )
+    return [*lines, "", f"PSNR that 2 steps lose against 20 (negative: they gain): {losses}."]
+
+
+PAGES = {
+    README: {
+        "iid": iid,
+        "clips": clips,
+        "stage1": stage1,
+        "splits": splits,
+        "live": live,
+        "runtime": runtime,
+        "real": real,
+        "station": station,
+        "calibrations": calibrations,
+    },
+    CONFIDENCE: {"domain": domain, "steps": steps},
 }
 
 
-def filled(page: str) -> str:
-    """The page with all sections replaced."""
-    for name, make in SECTIONS.items():
+def filled(path: Path) -> str:
+    """The page with all its sections replaced."""
+    page = path.read_text()
+    for name, make in PAGES[path].items():
         pattern = rf"(<!-- figures: {name} -->\n).*?(<!-- /figures -->)"
         text = "\n".join(make()) + "\n"
         page, count = re.subn(
             pattern, lambda m, text=text: m[1] + text + m[2], page, flags=re.DOTALL
         )
         if count != 1:
-            sys.exit(f"error: {README} has {count} sections '{name}'; need one.")
+            sys.exit(f"error: {path} has {count} sections '{name}'; need one.")
     return page
 
 
 def main() -> int:
-    """Write or check the page."""
-    page = README.read_text()
-    new = filled(page)
-    if "--check" in sys.argv[1:]:
-        if new != page:
-            print("error: README.md does not say what docs/results says: run "
+    """Write or check the pages."""
+    for path in PAGES:
+        new = filled(path)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(new)
+        elif new != path.read_text():
+            print(f"error: {path.name} does not say what docs/results says: run "
                   "tools/readme_figures.py", file=sys.stderr)  # fmt: skip
             return 1
-        return 0
-    README.write_text(new)
     return 0
 
 

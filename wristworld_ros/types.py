@@ -285,6 +285,8 @@ class WristEstimate:
         point_count: points in the cloud.
         front_facing_fraction: share of the points with z > 0 in the wrist camera, in [0, 1].
         reprojection_error: RMS of cross-view reprojection [px of the anchor], NaN if unknown.
+        domain_distance: of the anchor pictures from those of training, 1 being what 1 % of the
+            validation frames exceed; NaN if unknown.
     """
 
     T_world_wrist: FloatArray
@@ -296,6 +298,7 @@ class WristEstimate:
     point_count: int
     front_facing_fraction: float
     reprojection_error: float = float("nan")
+    domain_distance: float = float("nan")
 
     def __post_init__(self) -> None:
         check_transform(self.T_world_wrist, "wrist estimate")
@@ -387,6 +390,8 @@ class WristFrame:
         camera: the virtual wrist camera.
         coverage: share of wrist pixels that the condition map covers.
         imagined_fraction: share of pixels with confidence below 0.5.
+        score: how far the picture is to be trusted as a whole: expected share of right pixels
+            (``generation.confidence.view_score``), in [0, 1].
         steps: denoising steps; seed: of the noise; mode: ``stream`` or ``chunk``.
         model_id, model_sha256: which weights; backend: what ran them.
         latency: stage name -> seconds.
@@ -398,6 +403,7 @@ class WristFrame:
     camera: CameraModel
     coverage: float
     imagined_fraction: float
+    score: float
     steps: int
     seed: int
     mode: str
@@ -405,3 +411,18 @@ class WristFrame:
     model_sha256: str
     backend: str
     latency: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What is wrong with a view.
+
+    Attributes:
+        cause: ``low_coverage`` or ``out_of_domain``.
+        text: value, limit and cure.
+        refused: no view is to be given; else the view is given, and this said of it.
+    """
+
+    cause: str
+    text: str
+    refused: bool

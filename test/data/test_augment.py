@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from wristworld_ros.data.augment import RECORD, TOPICS, VIRTUAL_FRAME, AugmentedBagWriter
+from wristworld_ros.data import augment as augment_module
+from wristworld_ros.data.augment import (
+    ERROR_CODES,
+    RECORD,
+    TOPICS,
+    VIRTUAL_FRAME,
+    AugmentedBagWriter,
+)
 from wristworld_ros.data.bag_writer import BagWriter
 from wristworld_ros.data.bags import BagReader
 from wristworld_ros.data.frames import BagFrames
@@ -18,6 +27,7 @@ from wristworld_ros.errors import BagError
 from wristworld_ros.types import (
     CameraModel,
     ConditionMap,
+    Doubt,
     PointCloud,
     Reconstruction,
     WristEstimate,
@@ -47,7 +57,9 @@ def result(stamp: int, level: int = 100) -> tuple[Reconstruction, WristFrame]:
         np.zeros(0, np.float32),
         np.zeros(0, np.uint8),
     )
-    estimate = WristEstimate(T, CAMERA, np.eye(6) * 0.5, "learned", 0.5, 0.25, 7, 1.0)
+    estimate = WristEstimate(
+        T, CAMERA, np.eye(6) * 0.5, "learned", 0.5, 0.25, 7, 1.0, domain_distance=0.5
+    )
     reconstruction = Reconstruction(
         stamp, estimate, empty, condition, "base_link", {"network": 0.5, "splat": 0.25}
     )
@@ -58,6 +70,7 @@ def result(stamp: int, level: int = 100) -> tuple[Reconstruction, WristFrame]:
         CAMERA,
         0.25,
         0.75,
+        0.625,
         2,
         3,
         "stream",
@@ -173,6 +186,8 @@ def test_generated_topics_are_marked_and_hold_the_results(make_bag, tmp_path):
         status = decoded["/wrist/status"]
         assert (status.mode, status.steps, status.seed) == ("stream", 2, 3)
         assert (status.model_sha256, status.frames_out) == ("ab" * 32, 2)
+        assert (status.state, status.score, status.domain_distance) == (1, 0.625, 0.5)
+        assert estimate.domain_distance == 0.5
         [transform] = decoded["/tf"].transforms
         assert (transform.child_frame_id, transform.transform.translation.x) == (
             VIRTUAL_FRAME,
@@ -183,6 +198,48 @@ def test_generated_topics_are_marked_and_hold_the_results(make_bag, tmp_path):
     assert (pairs["commit"], pairs["seed"], pairs["frames"]) == ("abc", "3", "3")
     assert json.loads(pairs["list"]) == [1]
     assert "/wrist/image_raw" in json.loads(pairs["topics"])
+
+
+def test_a_refused_view_has_no_picture_and_a_status_that_says_why(make_bag, tmp_path):
+    source, out = make_bag(frames=3), tmp_path / "augmented.mcap"
+    told = [
+        None,
+        Doubt("out_of_domain", "too far", refused=True),
+        Doubt("low_coverage", "little", refused=False),
+    ]
+    with (
+        BagReader(source) as bag,
+        AugmentedBagWriter(bag, out, {}) as writer,
+    ):
+        frames = BagFrames(bag)
+        for frame, doubt in zip(frames, told, strict=True):
+            made, view = result(frame.stamp_ns)
+            refused = doubt is not None and doubt.refused
+            log_time = frames.log_time_ns(frame.stamp_ns)
+            writer.add(log_time, made, None if refused else view, doubt)
+    messages = {"/wrist/image_raw": 0, "/wrist/confidence": 0, "/wrist/camera_info": 0}
+    with BagReader(out) as bag:
+        statuses = [m.decode() for m in bag.messages(["/wrist/status"])]
+        for m in bag.messages(messages):
+            messages[m.topic] += 1
+        [pairs] = [pairs for name, pairs in bag.metadata if name == RECORD]
+    assert set(messages.values()) == {2} and pairs["frames"] == "2"
+    assert [s.state for s in statuses] == [1, 3, 2]
+    assert [s.error_code for s in statuses] == [0, 9, 6]
+    assert [s.error_message for s in statuses] == ["", "too far", "little"]
+    assert [(s.frames_in, s.frames_out) for s in statuses] == [(1, 1), (2, 1), (3, 2)]
+    assert [s.drop_causes for s in statuses] == [[], ["out_of_domain"], ["out_of_domain"]]
+    assert statuses[1].domain_distance == 0.5
+
+
+def test_codes_and_states_are_those_of_the_message():
+    text = (Path(__file__).parents[2] / "msg" / "GenerationStatus.msg").read_text()
+    for name, value in {
+        **{f"STATE_{k}": getattr(augment_module, f"STATE_{k}") for k in
+           ("GENERATING", "DEGRADED", "REFUSED")},
+        **{f"ERROR_{cause.upper()}": code for cause, code in ERROR_CODES.items()},
+    }.items():  # fmt: skip
+        assert re.search(rf"^uint\d+ {name}={value}\b", text, re.MULTILINE), name
 
 
 def test_an_augmented_bag_is_still_a_source_of_the_same_frames(make_bag, tmp_path):

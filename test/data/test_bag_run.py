@@ -73,6 +73,8 @@ def test_a_calibrated_bag_gives_all_results(make_bag, model, tmp_path, capsys, m
         "images_in": 6,
         "frames_in": 3,
         "frames_out": 3,
+        "frames_refused": {},
+        "frames_doubted": {"low_coverage": 3},  # random weights trust next to none of their depth
         "images_dropped": dict.fromkeys(metrics["frames"]["images_dropped"], 0),
     }
     assert metrics["pose_source"] == {"kinematic": 3}
@@ -81,6 +83,7 @@ def test_a_calibrated_bag_gives_all_results(make_bag, model, tmp_path, capsys, m
     assert set(metrics["baselines"]) == {
         "splat_estimated",
         "splat_true",
+        "copied_view",
         "cropped_view",
         "mean_image",
         "flat_colour",
@@ -95,6 +98,8 @@ def test_a_calibrated_bag_gives_all_results(make_bag, model, tmp_path, capsys, m
     assert metrics["provenance"]["seed"] == 0
     assert metrics["provenance"]["hardware"]["torch"] == torch.__version__
     assert len(metrics["psnr_per_frame"]) == 3
+    assert 0 < metrics["score"]["mean"] < 1 and metrics["domain_distance"] is None
+    assert "not to rely on: low_coverage 3" in text
     assert set(metrics["latency_s"]) >= {"total", "stage1_network", "stage2_denoise"}
     with av.open(str(out / "virtual_wrist.mp4")) as video:
         times = [float(frame.time) for frame in video.decode(video=0)]
@@ -103,6 +108,30 @@ def test_a_calibrated_bag_gives_all_results(make_bag, model, tmp_path, capsys, m
 
     assert main(arguments) == 2
     assert "has an augmented.mcap already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["stream", "chunk"])
+def test_a_refused_bag_has_condition_maps_and_no_picture(make_bag, model, tmp_path, capsys, mode):
+    bag, out = make_bag(frames=2), tmp_path / "out"
+    arguments = ["run", str(bag), "--out", str(out), "--model", str(model), "--mode", mode]
+    assert main([*arguments, "--refuse-below-coverage", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "views refused: low_coverage 2" in text and "every view was refused: aug" in text
+    with BagReader(out / "augmented.mcap") as augmented:
+        counts = augmented.counts
+        statuses = [m.decode() for m in augmented.messages(["/wrist/status"])]
+    assert (counts.get("/wrist/image_raw", 0), counts["/wrist/condition/image"]) == (0, 2)
+    assert [(s.state, s.error_code) for s in statuses] == [(3, 6), (3, 6)]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["frames"]["frames_refused"] == {"low_coverage": 2}
+    assert metrics["frames"]["frames_out"] == 0 and not (out / "virtual_wrist.mp4").exists()
+
+
+def test_limits_of_refusal_are_checked(model, tmp_path, capsys):
+    for option, value in (("coverage", "1.5"), ("coverage", "nan"), ("domain", "-1")):
+        name = f"--refuse-{'below' if option == 'coverage' else 'beyond'}-{option}"
+        assert main(["run", "x.mcap", "--out", str(tmp_path), name, value]) == 2
+        assert f"{name} {value}: need" in capsys.readouterr().err
 
 
 def test_runs_are_repeatable_and_the_seed_matters(make_bag, model, tmp_path):

@@ -70,7 +70,7 @@ def test_the_plane_sweep_brings_maps_closer_to_the_truth():
     assert np.mean(scores["with"]) > np.mean(scores["without"]) + 0.3
 
 
-@pytest.mark.parametrize("part", [*STAGE1_PARTS, *STAGE2_PARTS])
+@pytest.mark.parametrize("part", [*STAGE1_PARTS, "domain", *STAGE2_PARTS])
 def test_every_part_says_how_it_was_made(part):
     document = json.loads((model_dir("mini") / part / "config.json").read_text())
     assert document["training"]["command"].startswith(f"wristworld train {part.replace('_', '-')} ")

@@ -36,9 +36,10 @@ from wristworld_ros.nodes import qos
 from wristworld_ros.nodes.conversions import fill
 from wristworld_ros.nodes.supervisor import GraphProcesses
 from wristworld_ros.reconstruction.backbone import BackboneConfig
+from wristworld_ros.reconstruction.domain import Domain, DomainConfig
 from wristworld_ros.reconstruction.model import Stage1Model
 from wristworld_ros.types import CameraModel
-from wristworld_ros.weights import save_weights
+from wristworld_ros.weights import read_config, save_weights
 
 #: Longest wait for anything. Machines that train in the background are slow; nothing waits for
 #: this long unless it fails.
@@ -91,6 +92,10 @@ def save_tiny_models(folder: Path) -> Path:
     )
     for name, model in (("stage1", stage1), ("stage2", stage2), ("autoencoder", autoencoder)):
         save_weights(folder / name, model, model.config_dict())
+    domain = Domain(DomainConfig(features=128, directions=2))
+    domain.limit.fill_(1e4)  # all pictures are far inside
+    stage = {"stage1": read_config(folder / "stage1")["sha256"]}
+    save_weights(folder / "domain", domain, domain.config_dict(), stage)
     return folder
 
 

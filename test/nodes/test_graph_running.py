@@ -70,7 +70,13 @@ def test_every_output_carries_the_stamp_of_the_anchor_images(
     points, _, confidence = decode_point_cloud(bench.received["/wrist/points"][-1])
     assert len(points) == estimate.point_count == len(confidence)
     status = next(m for m in bench.received["/wrist/status"] if stamp_of(m) == sent[-1])
-    assert status.state == GenerationStatus.STATE_GENERATING and status.mode == "stream"
+    # Random weights trust next to none of their depth: a view is given, and so is the doubt.
+    assert status.state == GenerationStatus.STATE_DEGRADED and status.mode == "stream"
+    assert status.error_code == GenerationStatus.ERROR_LOW_COVERAGE
+    assert "most of it is imagined" in status.error_message
+    assert 0.25 < status.score < 0.4
+    assert status.domain_distance == estimate.domain_distance > 0
+    bench.wait_for_problem("generation_node: view", "low_coverage", "add an anchor camera")
     assert status.frames_in == status.frames_out == 3 and len(status.model_sha256) == 64
     assert dict(zip(status.latency_stages, status.latency_seconds, strict=True))["denoise"] > 0
 
@@ -295,7 +301,7 @@ def test_chunks_give_every_frame_a_picture(bench: Bench, anchor_camera: CameraMo
         )
     bench.wait("all pictures", lambda: set(bench.stamps("/wrist/image_raw")) == set(sent))
     assert bench.stamps("/wrist/image_raw") == sent
-    assert {m.mode for m in bench.received["/wrist/status"] if m.state == 1} == {"chunk"}
+    assert {m.mode for m in bench.received["/wrist/status"] if m.state == 2} == {"chunk"}
 
 
 def test_low_coverage_is_refused_with_a_code_and_no_picture(
@@ -313,6 +319,27 @@ def test_low_coverage_is_refused_with_a_code_and_no_picture(
     bench.wait_for_problem("generation_node: frames", "low_coverage", "lower the limit")
     assert bench.received["/wrist/image_raw"] == []
     assert not bench.set("generation_node", refuse_below_coverage=0.0)
+    stamp = bench.send_set(anchor_camera)
+    bench.wait("a picture", lambda: bench.stamps("/wrist/image_raw") == [stamp])
+
+
+def test_images_unlike_training_are_refused_when_that_is_asked_for(
+    bench: Bench, anchor_camera: CameraModel
+) -> None:
+    bench.restart(refuse_beyond_domain=1e-4)
+    stamp = bench.send_set(anchor_camera)
+    status = bench.wait(
+        "a refusal",
+        lambda: [m for m in bench.received["/wrist/status"] if stamp_of(m) == stamp],
+    )[0]
+    assert status.state == GenerationStatus.STATE_REFUSED
+    assert status.error_code == GenerationStatus.ERROR_OUT_OF_DOMAIN
+    assert "refuse_beyond_domain is 0.0001" in status.error_message
+    assert status.domain_distance > 1e-4 and status.score == 0
+    assert dict(zip(status.drop_causes, status.drop_counts, strict=True)) == {"out_of_domain": 1}
+    assert bench.stamps("/wrist/condition/image") == [stamp]
+    assert bench.received["/wrist/image_raw"] == bench.received["/wrist/confidence"] == []
+    assert not bench.set("generation_node", refuse_beyond_domain=0.0)
     stamp = bench.send_set(anchor_camera)
     bench.wait("a picture", lambda: bench.stamps("/wrist/image_raw") == [stamp])
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
@@ -164,3 +165,23 @@ def source_copy(folder: Path) -> Path:
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     return copy
+
+
+def test_the_reliability_plot_is_drawn_from_the_stored_results(tmp_path, monkeypatch, capsys):
+    script = runpy.run_path(str(TOOLS / "reliability_plot.py"))
+    bins = [
+        {"pixels": 0.25, "stated": 0.0, "right": 0.6, "error": 0.1},
+        {"pixels": 0.75, "stated": 0.95, "right": 0.9, "error": 0.02},
+    ]
+    known = {"confidence": {"rank_correlation": 0.5, "gap": 0.05, "bins": bins}}
+    nothing = {"confidence": {"rank_correlation": None, "gap": None, "bins": bins[:1]}}
+    path = tmp_path / "plot.png"
+    script["draw"]({"true": known, "estimated": nothing}, path)
+    with Image.open(path) as picture:
+        wide = picture.width
+    script["draw"]({"true": known}, path)
+    with Image.open(path) as picture:
+        assert picture.width < wide
+    monkeypatch.setitem(script["main"].__globals__, "RESULTS", tmp_path / "none.json")
+    assert script["main"]() == 1
+    assert "none.json is missing; `make figures` makes it" in capsys.readouterr().err

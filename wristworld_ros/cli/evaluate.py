@@ -9,7 +9,7 @@ from typing import Any
 
 from wristworld_ros.errors import InvalidInputError
 
-HELP = "score stage 1 or both stages over a simulated split, or stage 1 over a recording"
+HELP = "score stage 1, both stages, or the test of what is out of domain"
 GEOMETRY = ("true", "robot", "kinematic", "calibrated", "estimated")
 SOURCES = ("auto", "kinematic", "learned", "fused")
 #: Episodes that are scored when no seeds are named.
@@ -20,8 +20,13 @@ SEQUENCES = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this verb."""
-    parser.add_argument("stage", choices=("stage1", "stage2"), help="stage2 includes stage 1")
-    parser.add_argument("--split", help="val, test-iid, test-objects, ...")
+    parser.add_argument(
+        "stage",
+        choices=("stage1", "stage2", "domain"),
+        help="stage2 includes stage 1; domain: how well stage 1 tells pictures unlike those of "
+        "training, over all test splits",
+    )
+    parser.add_argument("--split", help="val, test-iid, test-objects, ...; domain: only this")
     parser.add_argument(
         "--seeds", metavar="A:B", help=f"episodes A to B-1; default: the split's first {EPISODES}"
     )
@@ -44,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", metavar="DIR", help="weights; default: shipped ones")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    parser.add_argument(
+        "--bag", type=Path, help="in place of --split: a recording, scored by what it knows"
+    )
     one = parser.add_argument_group("stage1")
     one.add_argument(
         "--source",
@@ -56,13 +64,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --source: intrinsics and extrinsics of the anchors are known",
     )
-    one.add_argument(
-        "--bag", type=Path, help="in place of --split: a recording, scored by what it knows"
-    )
     two = parser.add_argument_group("stage2")
-    two.add_argument("--steps", type=int, default=1, help="denoising steps, default 1")
+    two.add_argument(
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="denoising steps, default 1; with several a table of quality and time",
+    )
     two.add_argument("--seed", type=int, default=0, help="of the noise, default 0")
     two.add_argument("--no-lpips", action="store_true", help="leave out LPIPS")
+    three = parser.add_argument_group("domain")
+    three.add_argument(
+        "--recordings",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="real ones, as `wristworld import` takes them",
+    )
+    three.add_argument(
+        "--episodes", type=int, default=10, metavar="N", help="of every split, default 10"
+    )
 
 
 def parse_seeds(text: str) -> range:
@@ -100,26 +124,51 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InvalidInputError: options that do not go together.
     """
-    if (args.bag is None) == (args.split is None):
-        raise InvalidInputError("name either a simulated split (--split) or a recording (--bag).")
-    if args.stage == "stage2" and (args.bag or args.source or args.calibrated):
-        raise InvalidInputError(
-            "--bag, --source and --calibrated are for stage1; stage2 takes --split and --geometry "
-            "(`wristworld run` scores a recording)."
-        )
-    if args.geometry and (args.source or args.calibrated or args.bag):
-        raise InvalidInputError("give --geometry, or --source and --calibrated, not both.")
-    document = _stage1(args) if args.stage == "stage1" else _stage2(args)
+    if args.stage == "domain":
+        document = _domain(args)
+    else:
+        _check(args)
+        document = _stage1(args) if args.stage == "stage1" else _stage2(args)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(document, indent=1) + "\n")
     return 0
 
 
+def _check(args: argparse.Namespace) -> None:
+    if (args.bag is None) == (args.split is None):
+        raise InvalidInputError("name either a simulated split (--split) or a recording (--bag).")
+    if args.stage == "stage2" and (args.source or args.calibrated):
+        raise InvalidInputError(
+            "--source and --calibrated are for stage1; stage2 takes --geometry, or of a recording "
+            "what it knows."
+        )
+    if min(args.steps) < 1 or len(set(args.steps)) < len(args.steps):
+        raise InvalidInputError(f"--steps {args.steps}: need different numbers of at least 1.")
+    if args.geometry and (args.source or args.calibrated or args.bag):
+        raise InvalidInputError("give --geometry, or --source and --calibrated, not both.")
+
+
 def _folder(args: argparse.Namespace) -> Path:
     from wristworld_ros.resources import model_dir
 
     return Path(args.model) if args.model else model_dir("mini")
+
+
+def _domain(args: argparse.Namespace) -> dict[str, Any]:
+    from wristworld_ros.evaluation.domain import TESTS, domain_table, evaluate_domain
+
+    folder = _folder(args)
+    results = evaluate_domain(
+        args.recordings,
+        episodes=args.episodes,
+        frames=args.frames,
+        splits=[args.split] if args.split else TESTS,
+        model=str(folder),
+    )
+    print(domain_table(results))
+    record = {"episodes": args.episodes, "frames_per_episode": args.frames, "results": results}
+    return {**record, "provenance": _provenance(folder, ("stage1", "domain"))}
 
 
 def _stage1(args: argparse.Namespace) -> dict[str, Any]:
@@ -183,8 +232,10 @@ def _stage2(args: argparse.Namespace) -> dict[str, Any]:
     from wristworld_ros.evaluation.splits import evaluate_split
     from wristworld_ros.weights import STAGE1_PARTS, STAGE2_PARTS
 
-    seeds = split_seeds(args.split, args.seeds)
     folder = _folder(args)
+    if args.bag:
+        return _stage2_bag(args, folder)
+    seeds = split_seeds(args.split, args.seeds)
     mean = folder / "mean_wrist.png"
     settings = {
         "geometries": args.geometry or GEOMETRY,
@@ -204,6 +255,7 @@ def _stage2(args: argparse.Namespace) -> dict[str, Any]:
     if args.sequences:
         from wristworld_ros.evaluation.clips import evaluate_clips
 
+        settings["steps"] = args.steps[0]
         for geometry, scores in evaluate_clips(
             args.split, seeds[: args.sequences], **settings
         ).items():
@@ -220,9 +272,42 @@ def _stage2(args: argparse.Namespace) -> dict[str, Any]:
             folder,
             (*STAGE1_PARTS, *STAGE2_PARTS),
             seed=args.seed,
-            steps=args.steps,
+            steps=args.steps[0],
         ),
     }
+
+
+def _stage2_bag(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """A recording by `wristworld run`, of which the scores are kept."""
+    import tempfile
+
+    from wristworld_ros.data.bags import BagReader
+    from wristworld_ros.data.frames import find_cameras
+    from wristworld_ros.evaluation.bag_run import RunOptions, run_bag
+    from wristworld_ros.evaluation.report import format_table
+
+    if len(args.steps) > 1 or args.seeds or args.sequences:
+        raise InvalidInputError("--bag takes one number of --steps, no --seeds, no --sequences.")
+    cameras = None
+    if args.anchors is not None:
+        with BagReader(args.bag) as bag:
+            known = list(find_cameras(bag, None))
+        if not 1 <= args.anchors <= len(known):
+            raise InvalidInputError(f"{args.anchors} anchors; the bag has {len(known)}.")
+        cameras = known[: args.anchors]
+    options = RunOptions(
+        cameras=cameras,
+        steps=args.steps[0],
+        seed=args.seed,
+        model=folder,
+        lpips=not args.no_lpips,
+    )
+    with tempfile.TemporaryDirectory() as out:
+        report = run_bag(args.bag, out, options)
+        metrics = json.loads((Path(out) / "metrics.json").read_text())
+    print(report.summary_text())
+    print(format_table(report.table()) or "no true wrist view in the bag: nothing to compare with")
+    return {"bag": args.bag.name, "anchors": args.anchors, **metrics}
 
 
 def _provenance(folder: Path, parts: tuple[str, ...], **more: Any) -> dict[str, Any]:
@@ -321,6 +406,21 @@ def table(results: dict) -> str:
             lines.append(
                 f"{geometry:<11} confidence: rank correlation with the error "
                 f"{trust['rank_correlation']:.2f}, off by {trust['gap']:.2f} on measured pixels"
+            )
+        whole = result["view_score"]
+        ranks = ", ".join(
+            f"{name} {whole[f'rank_{name}']:.2f}"
+            for name in ("psnr", "lpips", "right")
+            if whole[f"rank_{name}"] is not None
+        )
+        lines.append(
+            f"{geometry:<11} view score {whole['stated']:.2f}, right {whole['right']:.2f}; rank "
+            f"correlation with {ranks or 'nothing'}"
+        )
+        for n, score in result["steps"].items() if len(result["steps"]) > 1 else ():
+            lines.append(
+                f"{geometry:<11} {n:>2} steps {score['psnr']:6.2f} {score['ssim']:6.3f} "
+                f"{score.get('lpips', float('nan')):6.3f}  {score['seconds']['p50'] * 1e3:.0f} ms"
             )
         clips = result.get("clips", {})
         for measure in ("fvd", "flicker") if clips else ():

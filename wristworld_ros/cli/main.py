@@ -24,6 +24,7 @@ VERBS = {
     "calibrate": "wristworld_ros.cli.calibrate",
     "train": "wristworld_ros.cli.train",
     "evaluate": "wristworld_ros.cli.evaluate",
+    "gallery": "wristworld_ros.cli.gallery",
     "experiment": "wristworld_ros.cli.experiment",
     "engine": "wristworld_ros.cli.engine",
     "bench": "wristworld_ros.cli.bench",

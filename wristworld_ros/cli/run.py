@@ -53,6 +53,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="refuse what the backend has no engine for"
     )
+    refusal = parser.add_argument_group("refusal: no picture instead of a made-up one")
+    refusal.add_argument(
+        "--refuse-below-coverage",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="where the anchors see less of the view, 0 to 1; default 0: never",
+    )
+    refusal.add_argument(
+        "--refuse-beyond-domain",
+        type=float,
+        default=0.0,
+        metavar="DISTANCE",
+        help="where the anchors' pictures are farther from those of training; 1 is what 1 %% of "
+        "validation frames exceed; default 0: never",
+    )
     camera = parser.add_argument_group("wrist camera to synthesise")
     source = camera.add_mutually_exclusive_group()
     source.add_argument(
@@ -105,6 +121,14 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInputError(f"--wrist-fov {args.wrist_fov:g}: need 1 to 170 degrees.")
     if args.steps < 1:
         raise InvalidInputError(f"--steps {args.steps}: need at least 1.")
+    if not 0 <= args.refuse_below_coverage <= 1:
+        raise InvalidInputError(
+            f"--refuse-below-coverage {args.refuse_below_coverage:g}: need a share of 0 to 1."
+        )
+    if not args.refuse_beyond_domain >= 0:
+        raise InvalidInputError(
+            f"--refuse-beyond-domain {args.refuse_beyond_domain:g}: need 0 or more."
+        )
     size = parse_size(args.wrist_size)
     from wristworld_ros.evaluation.bag_run import RunOptions, run_bag
     from wristworld_ros.evaluation.report import format_table
@@ -136,9 +160,14 @@ def run(args: argparse.Namespace) -> int:
             compare=not args.no_compare,
             lpips=not args.no_lpips,
             overwrite=args.overwrite,
+            refuse_below_coverage=args.refuse_below_coverage,
+            refuse_beyond_domain=args.refuse_beyond_domain,
         ),
     )
     print(report.summary_text())
+    if not report.frames:
+        print(f"every view was refused: augmented.mcap and metrics.json in {args.out}, no picture")
+        return 0
     print(format_table(report.table()) or "no true wrist view in the bag: nothing to compare with")
     print(
         f"results in {args.out}: augmented.mcap, virtual_wrist.mp4, contact_sheet.png, metrics.json"

@@ -28,6 +28,7 @@ DEFAULTS = {
     "stage2": (6000, 16, 5e-4),
     "wan2.1-1.3b": (6000, 1, 1e-5),
     "detail": (4000, 16, 1e-3),
+    "domain": (1, 1, 1.0),
 }
 
 
@@ -60,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--init", type=Path, help="all but autoencoder: weights to start from")
     parser.add_argument(
-        "--episodes", type=int, help="plane-sweep, stage2, detail: use so many of the shards"
+        "--episodes",
+        type=int,
+        help="plane-sweep, stage2, detail, domain: use so many of the shards",
     )
     parser.add_argument("--stage1", type=Path, help="all but autoencoder, locator: its weights")
     parser.add_argument("--autoencoder", type=Path, help="stage2, detail: its weights")
@@ -139,6 +142,12 @@ def _from_shards(args: argparse.Namespace, loop: LoopConfig) -> dict[str, Any]:
         return train_plane_sweep(*folders, loop, args.stage1, args.episodes, init=args.init)
     if args.preset:
         return _preset(args, loop)
+    if args.network == "domain":
+        from wristworld_ros.training.domain import train_domain
+
+        if args.stage1 is None:
+            raise WristWorldError("train domain needs --stage1 (trained weights)")
+        return train_domain(args.shards, args.val, args.out, loop, args.stage1, args.episodes)
     if args.stage1 is None or args.autoencoder is None:
         raise WristWorldError(
             f"train {args.network} needs --stage1 and --autoencoder (trained weights)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from wristworld_ros.data.messages import (
     transform_fields,
 )
 from wristworld_ros.errors import BagError
-from wristworld_ros.types import Reconstruction, WristFrame
+from wristworld_ros.types import Doubt, Reconstruction, WristFrame
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,7 +43,8 @@ TOPICS: Mapping[str, tuple[str, str]] = {
 }
 #: Values of the messages' constants.
 SOURCES = {"kinematic": 1, "learned": 2, "fused": 3}
-STATE_GENERATING = 1
+STATE_GENERATING, STATE_DEGRADED, STATE_REFUSED = 1, 2, 3
+ERROR_CODES = {"low_coverage": 6, "out_of_domain": 9}
 
 
 def estimate_fields(result: Reconstruction, child_frame: str = VIRTUAL_FRAME) -> Fields:
@@ -61,26 +63,57 @@ def estimate_fields(result: Reconstruction, child_frame: str = VIRTUAL_FRAME) ->
         "point_count": estimate.point_count,
         "front_facing_fraction": estimate.front_facing_fraction,
         "reprojection_error": estimate.reprojection_error,
+        "domain_distance": estimate.domain_distance,
         **_latency(result.latency),
     }
 
 
-def status_fields(frame: WristFrame, frames_in: int, frames_out: int) -> Fields:
-    """Fields of wristworld_ros/GenerationStatus, without drops."""
+def status_fields(
+    frame: WristFrame,
+    frames_in: int,
+    frames_out: int,
+    domain_distance: float = float("nan"),
+    doubt: Doubt | None = None,
+) -> Fields:
+    """Fields of wristworld_ros/GenerationStatus for a view that is given, without drops."""
     return {
         "header": header_fields(frame.stamp_ns, VIRTUAL_FRAME),
-        "state": STATE_GENERATING,
         "mode": frame.mode,
         "backend": frame.backend,
         "steps": frame.steps,
         **_latency(frame.latency),
         "coverage": frame.coverage,
         "imagined_fraction": frame.imagined_fraction,
+        "score": frame.score,
+        "domain_distance": domain_distance,
         "model_id": frame.model_id,
         "model_sha256": frame.model_sha256,
         "seed": frame.seed,
         "frames_in": frames_in,
         "frames_out": frames_out,
+        **_state(doubt),
+    }
+
+
+def refused_fields(result: Reconstruction, doubt: Doubt, frames_in: int, frames_out: int) -> Fields:
+    """Fields of wristworld_ros/GenerationStatus where no view is given."""
+    return {
+        "header": header_fields(result.stamp_ns, VIRTUAL_FRAME),
+        "coverage": result.condition.coverage,
+        "domain_distance": result.estimate.domain_distance,
+        "frames_in": frames_in,
+        "frames_out": frames_out,
+        **_state(doubt),
+    }
+
+
+def _state(doubt: Doubt | None) -> Fields:
+    if doubt is None:
+        return {"state": STATE_GENERATING}
+    return {
+        "state": STATE_REFUSED if doubt.refused else STATE_DEGRADED,
+        "error_code": ERROR_CODES[doubt.cause],
+        "error_message": doubt.text,
     }
 
 
@@ -129,7 +162,8 @@ class AugmentedBagWriter:
             out, version=_metadata_version(source), types=source.types, overwrite=overwrite
         )
         self._provenance = dict(provenance)
-        self._frames = 0
+        self._frames = self._views = 0
+        self._refused: Counter[str] = Counter()
         try:
             self._ids = {c: self._bag.add_connection(c) for c in source.connections}
             for topic, (msgtype, qos) in TOPICS.items():
@@ -146,12 +180,22 @@ class AugmentedBagWriter:
         self._next = next(self._originals, None)
         self.copied = 0
 
-    def add(self, log_time_ns: int, result: Reconstruction, frame: WristFrame) -> None:
-        """Append what was generated for one moment, after the originals up to its log time."""
+    def add(
+        self,
+        log_time_ns: int,
+        result: Reconstruction,
+        frame: WristFrame | None,
+        doubt: Doubt | None = None,
+    ) -> None:
+        """Append what was generated for one moment, after the originals up to its log time.
+
+        Args:
+            frame: None where the view was refused; then there is no picture of this moment.
+            doubt: what is to be said of the view, or why it was refused.
+        """
         self._copy_until(log_time_ns)
         self._frames += 1
         stamp, condition = result.stamp_ns, result.condition
-        confidence = np.round(np.clip(frame.confidence, 0, 1) * 255).astype(np.uint8)
         pose = transform_fields(
             result.estimate.T_world_wrist, stamp, result.world_frame, VIRTUAL_FRAME
         )
@@ -164,10 +208,28 @@ class AugmentedBagWriter:
                 "/wrist/condition/camera_info",
                 camera_info_fields(condition.camera, stamp, VIRTUAL_FRAME),
             ),
+        ):
+            self._bag.write(topic, fields, log_time_ns)
+        if frame is None:
+            assert doubt is not None
+            self._refused[doubt.cause] += 1
+            status = refused_fields(result, doubt, self._frames, self._views)
+        else:
+            self._views += 1
+            self._add_view(log_time_ns, frame)
+            distance = result.estimate.domain_distance
+            status = status_fields(frame, self._frames, self._views, distance, doubt)
+        status["drop_causes"] = list(self._refused)
+        status["drop_counts"] = np.array(list(self._refused.values()), np.uint64)
+        self._bag.write("/wrist/status", status, log_time_ns)
+
+    def _add_view(self, log_time_ns: int, frame: WristFrame) -> None:
+        stamp = frame.stamp_ns
+        confidence = np.round(np.clip(frame.confidence, 0, 1) * 255).astype(np.uint8)
+        for topic, fields in (
             ("/wrist/image_raw", _image(frame.image, "rgb8", stamp)),
             ("/wrist/camera_info", camera_info_fields(frame.camera, stamp, VIRTUAL_FRAME)),
             ("/wrist/confidence", _image(confidence, "mono8", stamp)),
-            ("/wrist/status", status_fields(frame, self._frames, self._frames)),
         ):
             self._bag.write(topic, fields, log_time_ns)
         self._provenance.update(
@@ -193,7 +255,7 @@ class AugmentedBagWriter:
         self._copy_until(None)
         pairs = {
             "topics": json.dumps([*TOPICS, "/tf (frame " + VIRTUAL_FRAME + ")"]),
-            "frames": str(self._frames),
+            "frames": str(self._views),
             **{k: v if isinstance(v, str) else json.dumps(v) for k, v in self._provenance.items()},
         }
         self._bag.add_metadata(RECORD, pairs)

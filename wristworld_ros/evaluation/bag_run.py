@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from wristworld_ros.evaluation.baselines import load_mean_image, true_condition
 from wristworld_ros.evaluation.report import EpisodeReport
 from wristworld_ros.evaluation.robots import robot_of
 from wristworld_ros.generation import Generator
+from wristworld_ros.generation.doubt import doubt_of
 from wristworld_ros.provenance import provenance
 from wristworld_ros.reconstruction import Reconstructor
 from wristworld_ros.resources import model_dir
-from wristworld_ros.types import AnchorFrame, CameraModel, Reconstruction, WristFrame
+from wristworld_ros.types import AnchorFrame, CameraModel, Doubt, Reconstruction, WristFrame
 
 TRUE_INFO = "/wrist_true/camera_info"
 #: Sides of the generated picture are multiples of this, and it has about this many pixels.
@@ -57,6 +59,8 @@ class RunOptions:
         compare: score against ``wrist_true`` where the bag has it.
         lpips: also LPIPS.
         overwrite: replace results in the output folder.
+        refuse_below_coverage, refuse_beyond_domain: as of ``generation.doubt``; refused moments
+            get no picture.
     """
 
     cameras: Sequence[str] | None = None
@@ -83,6 +87,8 @@ class RunOptions:
     compare: bool = True
     lpips: bool = True
     overwrite: bool = False
+    refuse_below_coverage: float = 0.0
+    refuse_beyond_domain: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,8 @@ class _Result:
     frame: AnchorFrame
     truth: WristTruth | None
     reconstruction: Reconstruction
-    wrist: WristFrame
+    wrist: WristFrame | None
+    doubt: Doubt | None
 
 
 def run_bag(path: str | Path, out: str | Path, options: RunOptions) -> EpisodeReport:
@@ -142,15 +149,18 @@ def _run(bag: BagReader, out: Path, options: RunOptions) -> EpisodeReport:
     first = next(results, None)
     if first is None:
         raise BagError(_why_empty(source))
+    camera = first.reconstruction.condition.camera
     note = "calibrated" if first.frame.calibrated else "uncalibrated anchors"
     report = EpisodeReport(
         out,
         bag.path.stem,
-        mean_image=_mean_image(options, first.wrist),
+        mean_image=_mean_image(options, camera),
         provenance=record,
         with_lpips=options.lpips,
         note=note,
     )
+    refused: Counter[str] = Counter()
+    doubted: Counter[str] = Counter()
     with (
         report,
         AugmentedBagWriter(
@@ -161,7 +171,11 @@ def _run(bag: BagReader, out: Path, options: RunOptions) -> EpisodeReport:
         current: _Result | None = first
         while current is not None:
             stamp = current.frame.stamp_ns
-            augmented.add(source.log_time_ns(stamp), current.reconstruction, current.wrist)
+            log_time = source.log_time_ns(stamp)
+            augmented.add(log_time, current.reconstruction, current.wrist, current.doubt)
+            if current.doubt is not None:
+                counts = refused if current.doubt.refused else doubted
+                counts[current.doubt.cause] += 1
             _report(report, current)
             progress.update()
             current = next(results, None)
@@ -170,12 +184,14 @@ def _run(bag: BagReader, out: Path, options: RunOptions) -> EpisodeReport:
             "images_in": source.images,
             "frames_in": source.frames,
             "frames_out": report.frames,
+            "frames_refused": dict(refused),
+            "frames_doubted": dict(doubted),
             "images_dropped": source.drops,
         },
         wrist_camera={
-            "K": first.wrist.camera.K.tolist(),
-            "width": first.wrist.camera.width,
-            "height": first.wrist.camera.height,
+            "K": camera.K.tolist(),
+            "width": camera.width,
+            "height": camera.height,
         },
         notes=source.notes,
         damage=bag.damage,
@@ -262,18 +278,25 @@ def _default_size(bag: BagReader) -> tuple[int, int]:
 def _generate(
     source: BagFrames, reconstructor: Reconstructor, generator: Generator, options: RunOptions
 ) -> Iterator[_Result]:
-    waiting: list[tuple[AnchorFrame, WristTruth | None, Reconstruction]] = []
+    waiting: list[_Result] = []
     for frame, truth in source.with_truth():
         given = _without_depth(frame) if not options.use_depth else frame
         if frame.wrist_camera is None and reconstructor.wrist_camera is None:
             _fix_camera(reconstructor, given, source.bag, options)
         reconstruction = reconstructor(given)
-        truth = truth if options.compare else None
+        found = doubt_of(
+            reconstruction,
+            refuse_below_coverage=options.refuse_below_coverage,
+            refuse_beyond_domain=options.refuse_beyond_domain,
+        )
+        result = _Result(frame, truth if options.compare else None, reconstruction, None, found)
         if options.mode == "stream":
-            wrist = generator(reconstruction.condition, given)
-            yield _Result(frame, truth, reconstruction, wrist)
+            if found is None or not found.refused:
+                wrist = generator(reconstruction.condition, given)
+                result = replace(result, wrist=wrist)
+            yield result
             continue
-        waiting.append((frame, truth, reconstruction))
+        waiting.append(result)
         if len(waiting) == CHUNK_MEMORY:
             yield from _chunk(waiting, generator)
             waiting = []
@@ -281,12 +304,13 @@ def _generate(
         yield from _chunk(waiting, generator)
 
 
-def _chunk(
-    waiting: list[tuple[AnchorFrame, WristTruth | None, Reconstruction]], generator: Generator
-) -> Iterator[_Result]:
-    wrists = generator.chunk([r.condition for *_, r in waiting], [f for f, *_ in waiting])
-    for (frame, truth, reconstruction), wrist in zip(waiting, wrists, strict=True):
-        yield _Result(frame, truth, reconstruction, wrist)
+def _chunk(waiting: list[_Result], generator: Generator) -> Iterator[_Result]:
+    good = [r for r in waiting if r.doubt is None or not r.doubt.refused]
+    conditions = [r.reconstruction.condition for r in good]
+    views = iter(generator.chunk(conditions, [r.frame for r in good]))
+    for result in waiting:
+        refused = result.doubt is not None and result.doubt.refused
+        yield result if refused else replace(result, wrist=next(views))
 
 
 def _fix_camera(
@@ -304,6 +328,8 @@ def _without_depth(frame: AnchorFrame) -> AnchorFrame:
 
 def _report(report: EpisodeReport, result: _Result) -> None:
     reconstruction, truth, frame = result.reconstruction, result.truth, result.frame
+    if result.wrist is None:
+        return
     same_world = reconstruction.world_frame == frame.world_frame and frame.calibrated
     true_map = None
     if truth is not None and truth.T_world_camera is not None and same_world:
@@ -322,10 +348,12 @@ def _report(report: EpisodeReport, result: _Result) -> None:
         truth=truth,
         true_map=true_map,
         latency=latency,
+        score=result.wrist.score,
+        domain_distance=reconstruction.estimate.domain_distance,
     )
 
 
-def _mean_image(options: RunOptions, wrist: WristFrame) -> Any:
+def _mean_image(options: RunOptions, camera: CameraModel) -> Any:
     """The mean wrist picture that was asked for, or the one beside the weights, or None."""
     path = options.mean_image
     if path is None:
@@ -333,6 +361,6 @@ def _mean_image(options: RunOptions, wrist: WristFrame) -> Any:
         if not path.exists():
             return None
     try:
-        return load_mean_image(path, wrist.camera.width, wrist.camera.height)
+        return load_mean_image(path, camera.width, camera.height)
     except InvalidInputError as error:
         raise InvalidInputError(f"--mean-image: {error}") from error

@@ -70,7 +70,7 @@ def cropped_view(
     T_world_wrist: FloatArray | None = None,
     share: float = 0.5,
 ) -> Image:
-    """The third-person view that policies get today in place of a wrist view: a resized crop.
+    """A crop of the third-person view in place of a wrist view.
 
     Args:
         view: the third-person view.
@@ -94,6 +94,11 @@ def cropped_view(
     return fit_truth(
         np.ascontiguousarray(view.image[y : y + crop_h, x : x + crop_w]), width, height
     )
+
+
+def copied_view(view: AnchorView, width: int, height: int) -> Image:
+    """The whole third-person view in place of a wrist view, as policies get it today."""
+    return fit_truth(view.image, width, height)
 
 
 def mean_colour(views: Sequence[AnchorView]) -> NDArray[np.float64]:

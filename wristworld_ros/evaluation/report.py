@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from wristworld_ros.data.frames import WristTruth
 from wristworld_ros.evaluation.baselines import (
+    copied_view,
     cropped_view,
     flat_colour,
     inpainted_splat,
@@ -21,6 +22,7 @@ from wristworld_ros.evaluation.baselines import (
 )
 from wristworld_ros.evaluation.layout import SHEET_ROWS, Panels, contact_sheet, video_frame
 from wristworld_ros.evaluation.metrics import fit_truth, pose_error_mm_deg
+from wristworld_ros.evaluation.reliability import Reliability, ViewScores
 from wristworld_ros.evaluation.scores import Means, percentiles, regions, score_frame, spread
 from wristworld_ros.evaluation.video import VideoWriter
 from wristworld_ros.provenance import provenance
@@ -35,6 +37,7 @@ __all__ = ["BASELINES", "EpisodeReport", "format_table", "provenance"]
 BASELINES: Mapping[str, str] = {
     "splat_estimated": "inpainted splat, estimated geometry",
     "splat_true": "inpainted splat, true geometry",
+    "copied_view": "copied third-person view",
     "cropped_view": "cropped third-person view",
     "mean_image": "mean wrist image (of training)",
     "flat_colour": "flat colour (of the mean image)",
@@ -81,6 +84,7 @@ class EpisodeReport:
         self._with_lpips = with_lpips
         self._video = VideoWriter(self.out / "virtual_wrist.mp4")
         self._means = Means()
+        self._trust, self._view_scores = Reliability(), ViewScores()
         self._values: dict[str, list[float]] = defaultdict(list)
         self._latency: dict[str, list[float]] = defaultdict(list)
         self._sources: dict[str, int] = defaultdict(int)
@@ -107,6 +111,8 @@ class EpisodeReport:
         truth: WristTruth | None = None,
         true_map: ConditionMap | None = None,
         latency: Mapping[str, float] | None = None,
+        score: float = float("nan"),
+        domain_distance: float = float("nan"),
     ) -> dict[str, dict[str, float]]:
         """Take in one moment.
 
@@ -119,6 +125,7 @@ class EpisodeReport:
             truth: the true wrist view, for the scores, or None.
             true_map: condition map from true geometry, or None.
             latency: stage -> seconds.
+            score, domain_distance: of ``WristFrame`` and ``WristEstimate``; NaN where unknown.
 
         Returns:
             Scores of this frame (``score_frame``), empty without truth.
@@ -129,6 +136,8 @@ class EpisodeReport:
         self._instruction = frame.instruction or self._instruction
         self._values["coverage"].append(condition.coverage)
         self._values["imagined_fraction"].append(float((confidence < 0.5).mean()))
+        self._values["score"].append(score)
+        self._values["domain_distance"].append(domain_distance)
         self._sources[source or "unknown"] += 1
         for stage, seconds in (latency or {}).items():
             self._latency[stage].append(seconds)
@@ -148,6 +157,9 @@ class EpisodeReport:
                 frame, condition, image, confidence, true_image, T_world_wrist, true_map
             )
             self._means.add(scores)
+            self._trust.add(confidence, image, true_image)
+            if np.isfinite(score):
+                self._view_scores.add(score, image, true_image, scores[GENERATED])
         self._psnr.append(scores[GENERATED]["psnr"] if scores else None)
         panels = Panels(
             seconds=(frame.stamp_ns - self._first_stamp) / 1e9,
@@ -183,6 +195,7 @@ class EpisodeReport:
         pictures = {
             GENERATED: image,
             "splat_estimated": inpainted_splat(condition.image, condition.mask, mean),
+            "copied_view": copied_view(frame.views[0], w, h),
             "cropped_view": cropped_view(frame.views[0], w, h, T_world_wrist),
             "flat_colour_oracle": flat_colour(truth),
         }
@@ -231,6 +244,10 @@ class EpisodeReport:
             "baselines": {name: scores[name] for name in BASELINES if name in scores},
             "coverage": spread(self._values["coverage"]),
             "imagined_fraction": spread(self._values["imagined_fraction"]),
+            "score": spread(self._values["score"]),
+            "domain_distance": spread(self._values["domain_distance"]),
+            "confidence": self._trust.summary() if scores else None,
+            "view_score": self._view_scores.summary() if len(self._view_scores) else None,
             "pose_error": pose,
             "pose_source": dict(self._sources),
             "latency_s": {k: percentiles(v) for k, v in self._latency.items()},
@@ -262,6 +279,17 @@ class EpisodeReport:
                 f"imagined {m['imagined_fraction']['mean']:.1%}"
                 f", wrist pose: {sources}"
             )
+        if m["score"]:
+            line = f"expected share of right pixels {m['score']['mean']:.0%}"
+            if m["domain_distance"]:
+                line += f", distance from training pictures {m['domain_distance']['median']:.2f}"
+            lines.append(line)
+        refused = m.get("frames", {}).get("frames_refused", {})
+        if refused:
+            lines.append("views refused: " + ", ".join(f"{k} {n}" for k, n in refused.items()))
+        doubted = m.get("frames", {}).get("frames_doubted", {})
+        if doubted:
+            lines.append("not to rely on: " + ", ".join(f"{k} {n}" for k, n in doubted.items()))
         if m["pose_error"]:
             mm, deg = m["pose_error"]["mm"], m["pose_error"]["deg"]
             lines.append(

@@ -13,6 +13,7 @@ from torch import Tensor
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.generation.autoencoder import Autoencoder
 from wristworld_ros.generation.conditioning import anchor_tensor, condition_tensors
+from wristworld_ros.generation.confidence import view_score
 from wristworld_ros.generation.detail import DetailRestorer
 from wristworld_ros.generation.model import Stage2Model
 from wristworld_ros.generation.networks import Stage2Networks
@@ -226,6 +227,7 @@ class Generator:
                 camera=conditions[i].camera,
                 coverage=conditions[i].coverage,
                 imagined_fraction=float((confidences[i] < 0.5).mean()),
+                score=view_score(confidences[i]),
                 steps=self.steps,
                 seed=self.seed,
                 mode=mode,
@@ -255,5 +257,6 @@ def _blend(a: WristFrame, b: WristFrame, weight: float) -> WristFrame:
         "image": image,
         "confidence": confidence,
         "imagined_fraction": float((confidence < 0.5).mean()),
+        "score": view_score(confidence),
     }
     return WristFrame(**values)

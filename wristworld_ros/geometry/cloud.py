@@ -164,6 +164,11 @@ def front_fraction(cloud: PointCloud, T_world_camera: FloatArray) -> float:
     return float(((cloud.points - origin) @ axis > 0).mean())
 
 
+def mean_confidence(cloud: PointCloud) -> float:
+    """Of the points, in [0, 1]; 0 of an empty cloud."""
+    return float(cloud.confidence.mean()) if len(cloud) else 0.0
+
+
 def move_points(cloud: PointCloud, T: FloatArray) -> PointCloud:
     """The cloud in another frame; ``T`` (4 x 4) maps its points there."""
     return replace(cloud, points=apply(T, cloud.points))

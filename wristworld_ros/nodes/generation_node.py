@@ -1,7 +1,7 @@
 """Stage 2 as a node: condition map, mask and anchor images in, virtual wrist camera out.
 
 Subscribed: ``wrist/condition/image``, ``wrist/condition/mask``, ``wrist/condition/camera_info``,
-``<camera>/image_raw[/compressed]``, ``instruction``.
+``wrist/estimate``, ``<camera>/image_raw[/compressed]``, ``instruction``.
 Published: ``wrist/image_raw``, ``wrist/image_raw/compressed`` and ``wrist/confidence`` (while
 someone listens), ``wrist/camera_info``, ``wrist/status``, ``/diagnostics``.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from wristworld_ros.data.augment import status_fields
+from wristworld_ros.data.augment import ERROR_CODES, status_fields
 from wristworld_ros.data.messages import (
     camera_info_fields,
     compressed_image_fields,
@@ -28,16 +28,25 @@ from wristworld_ros.data.messages import (
     image_fields,
 )
 from wristworld_ros.errors import CalibrationError, InvalidInputError
+from wristworld_ros.generation.doubt import doubt
 from wristworld_ros.msg import GenerationStatus as M
+from wristworld_ros.msg import WristEstimate
 from wristworld_ros.nodes import qos
 from wristworld_ros.nodes.base import Refusal, WristNode
 from wristworld_ros.nodes.cameras import CameraInputs, CameraSet, positive_stamp
 from wristworld_ros.nodes.conversions import fill
 from wristworld_ros.nodes.instruction import InstructionInput
-from wristworld_ros.nodes.monitoring import ERROR, OK, InputMonitor
+from wristworld_ros.nodes.monitoring import ERROR, OK, WARN, InputMonitor
 from wristworld_ros.nodes.parameters import GenerationParameters
 from wristworld_ros.nodes.process import run_node
-from wristworld_ros.types import AnchorFrame, AnchorView, CameraModel, ConditionMap, WristFrame
+from wristworld_ros.types import (
+    AnchorFrame,
+    AnchorView,
+    CameraModel,
+    ConditionMap,
+    Doubt,
+    WristFrame,
+)
 
 _CONDITION_CURE = "Look at the diagnostics of that node: it says which of its inputs is missing"
 #: Frames of one chunk that the next one looks at again, so that the two agree.
@@ -48,25 +57,28 @@ BLACK = 4
 
 @dataclass
 class _ConditionParts:
-    """The three messages of one condition map, as they come in."""
+    """The four messages of one condition map, as they come in."""
 
     image: Any = None
     mask: Any = None
     camera: CameraModel | None = None
     frame_id: str = ""
+    domain_distance: float | None = None
 
     @property
     def complete(self) -> bool:
-        return self.image is not None and self.mask is not None and self.camera is not None
+        parts = (self.image, self.mask, self.camera, self.domain_distance)
+        return all(part is not None for part in parts)
 
 
 @dataclass(frozen=True)
 class GenerationInput:
-    """Condition map and anchor images of one stamp."""
+    """Condition map and anchor images of one stamp, and how far these are from training."""
 
     anchors: CameraSet
     condition: ConditionMap
     frame_id: str
+    domain_distance: float
 
 
 @dataclass
@@ -147,6 +159,11 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             profile = qos.image(self.parameters.output_reliability, self.parameters.sync_queue)
             monitor = InputMonitor(topic, kind, profile, role, cure=_CONDITION_CURE)
             self.subscribe(monitor, message_type, receive)
+        role = "how far to trust the condition map, from reconstruction_node"
+        kind, profile = "wristworld_ros/msg/WristEstimate", qos.state(self.parameters.sync_queue)
+        monitor = InputMonitor("wrist/estimate", kind, profile, role, cure=_CONDITION_CURE)
+        self.subscribe(monitor, WristEstimate, self._receive_estimate)
+        self._doubt: Doubt | None = None
         self._instruction = InstructionInput(self)
         self._cameras = CameraInputs(self, self._receive_anchors, self._time_jumped)
 
@@ -176,6 +193,13 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             part.camera, part.frame_id = camera, frame_name(message.header.frame_id)
 
         return self._add_part(stamp, add)
+
+    def _receive_estimate(self, message: WristEstimate) -> int:
+        stamp = positive_stamp(message.header, "wrist/estimate")
+        if message.error_code:  # there is no condition map of this stamp
+            return stamp
+        distance = float(message.domain_distance)
+        return self._add_part(stamp, lambda c: setattr(c, "domain_distance", distance))
 
     def _add_part(self, stamp: int, add: Callable[[_ConditionParts], None]) -> int:
         conditions = self._backlog.conditions
@@ -211,7 +235,10 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             del self._backlog.conditions[older]
         del self._backlog.anchors[stamp]
         try:
-            item = GenerationInput(anchors, _condition_map(condition), condition.frame_id)
+            assert condition.domain_distance is not None
+            item = GenerationInput(
+                anchors, _condition_map(condition), condition.frame_id, condition.domain_distance
+            )
         except InvalidInputError as error:
             self.frames.dropped("invalid_input")
             raise error
@@ -243,26 +270,17 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             self._restart = False
             self._carried = []
             self._generator.reset()
-        limit = self.parameters.refuse_below_coverage
-        good = []
+        good: list[tuple[GenerationInput, Doubt | None]] = []
         for one in item:
-            if one.condition.coverage >= limit:
-                good.append(one)
-                continue
-            self.drop(
-                [one],
-                Refusal(
-                    "low_coverage",
-                    M.ERROR_LOW_COVERAGE,
-                    f"the anchor cameras see {one.condition.coverage:.1%} of the wrist view, "
-                    f"refuse_below_coverage is {limit:.1%}. Move or add an anchor camera, or "
-                    "lower the limit.",
-                ),
-            )
+            found = self._doubt = self._doubt_of(one)
+            if found is None or not found.refused:
+                good.append((one, found))
+            else:
+                self.drop([one], Refusal(found.cause, ERROR_CODES[found.cause], found.text))
         if not good:
             return
-        frames = [self._anchor_frame(one) for one in good]
-        conditions = [one.condition for one in good]
+        frames = [self._anchor_frame(one) for one, _ in good]
+        conditions = [one.condition for one, _ in good]
         if self.parameters.mode == "stream":
             results = [self._generator(conditions[0], frames[0])]
         else:
@@ -270,13 +288,21 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             together = self._generator.chunk([c for c, _ in pairs], [f for _, f in pairs])
             results = together[len(self._carried) :]
             self._carried = pairs[-CARRIED:]
-        for one, result in zip(good, results, strict=True):
+        for (one, found), result in zip(good, results, strict=True):
             try:
                 _check_picture(result)
             except Refusal as refusal:
                 self.drop([one], refusal)
             else:
-                self._publish_result(one, result)
+                self._publish_result(one, result, found)
+
+    def _doubt_of(self, one: GenerationInput) -> Doubt | None:
+        return doubt(
+            one.condition.coverage,
+            one.domain_distance,
+            self.parameters.refuse_below_coverage,
+            self.parameters.refuse_beyond_domain,
+        )
 
     def _anchor_frame(self, one: GenerationInput) -> AnchorFrame:
         views = tuple(
@@ -287,7 +313,9 @@ class GenerationNode(WristNode[list[GenerationInput]]):
 
     # --- outputs ----------------------------------------------------------------------------------
 
-    def _publish_result(self, one: GenerationInput, result: WristFrame) -> None:
+    def _publish_result(
+        self, one: GenerationInput, result: WristFrame, found: Doubt | None
+    ) -> None:
         stamp, frame_id = one.anchors.stamp_ns, one.frame_id
         begun = time.monotonic()
         self.publish(
@@ -315,7 +343,7 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             stamp,
             frame_id,
             {
-                **status_fields(result, 0, 0),
+                **status_fields(result, 0, 0, one.domain_distance, found),
                 "latency": latency,
                 "latency_stages": list(stages),
                 "latency_seconds": np.array(list(stages.values()), np.float32),
@@ -332,6 +360,7 @@ class GenerationNode(WristNode[list[GenerationInput]]):
                     "state": M.STATE_REFUSED,
                     "latency": time.monotonic() - one.anchors.arrival,
                     "coverage": one.condition.coverage,
+                    "domain_distance": one.domain_distance,
                     "error_code": refusal.code,
                     "error_message": str(refusal),
                 },
@@ -347,12 +376,13 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             "drop_causes": list(drops),
             "drop_counts": np.array(list(drops.values()), np.uint64),
         }
-        self.publish("wrist/status", fill(M(), {**fields, **common}))
+        unknown = {"domain_distance": float("nan")}
+        self.publish("wrist/status", fill(M(), {**unknown, **fields, **common}))
 
     # --- diagnostics ------------------------------------------------------------------------------
 
     def components(self) -> list[DiagnosticStatus]:
-        """Synchronisation; and wrist/status when an input is missing."""
+        """Synchronisation, doubts; and wrist/status when an input is missing."""
         timeout = self.parameters.input_timeout
         if self._chunk and time.monotonic() - self._chunk_grew > timeout:  # end of a recording
             chunk, self._chunk = self._chunk, []
@@ -379,7 +409,13 @@ class GenerationNode(WristNode[list[GenerationInput]]):
             **self._cameras.drops_by_camera(),
         }
         text = f"{self._cameras.sync.emitted} sets of anchor images"
-        return [self._status("synchronisation", OK, text, values)]
+        doubted = self._doubt
+        return [
+            self._status("synchronisation", OK, text, values),
+            self._status("view", OK, "as in training", {})
+            if doubted is None
+            else self._status("view", WARN, f"{doubted.cause}: {doubted.text}", {}),
+        ]
 
 
 def _condition_map(parts: _ConditionParts) -> ConditionMap:

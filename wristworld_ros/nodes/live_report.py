@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from wristworld_ros.data.augment import MARK, RECORD, SOURCES
+from wristworld_ros.data.augment import MARK, RECORD, SOURCES, STATE_DEGRADED
 from wristworld_ros.data.bag_writer import BagWriter, qos_profile
 from wristworld_ros.data.bags import BagMessage, BagReader, Connection
 from wristworld_ros.data.frames import BagFrames
@@ -139,7 +139,7 @@ def live_frames(
         if name not in _PARTS:
             continue
         message = types.deserialize(m.msgtype, m.raw)
-        if getattr(message, "error_code", 0):
+        if getattr(message, "error_code", 0) and getattr(message, "state", 0) != STATE_DEGRADED:
             continue
         frame = frames.setdefault(stamp_to_ns(message.header.stamp, m.topic), LiveFrame())
         frame.parts[name] = message
@@ -198,6 +198,8 @@ def report_live(
                 truth=truth,
                 true_map=true_map,
                 latency={**_stages("stage1", estimate), **_stages("stage2", status)},
+                score=status.score,
+                domain_distance=estimate.domain_distance,
             )
             log_time = source.log_time_ns(anchor.stamp_ns)
             sent = [times.sent.get(topic, {}).get(log_time) for topic in image_topics]

@@ -275,6 +275,13 @@ class GenerationParameters(NodeParameters):
         limits=(0.0, 1.0),
         applies="any",
     )
+    refuse_beyond_domain: float = parameter(
+        0.0,
+        "Publish a refusal instead of a picture when the anchor images are farther from the "
+        "training images; 1 is what 1 % of validation frames exceed, 0 never refuses.",
+        limits=(0.0, 1000.0),
+        applies="any",
+    )
     jpeg_quality: int = parameter(
         90, "Quality of wrist/image_raw/compressed.", unit="%", limits=(1, 100), applies="any"
     )

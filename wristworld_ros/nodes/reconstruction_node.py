@@ -410,6 +410,7 @@ class ReconstructionNode(WristNode[CameraSet]):
             "child_frame_id": self.parameters.virtual_frame,
             "source": M.SOURCE_NONE,
             "reprojection_error": float("nan"),
+            "domain_distance": float("nan"),
             "latency": time.monotonic() - item.arrival,
             "error_code": refusal.code,
             "error_message": str(refusal),

@@ -18,6 +18,7 @@ from wristworld_ros.geometry.transforms import invert, orthonormal
 from wristworld_ros.reconstruction.bundle import Prior
 from wristworld_ros.reconstruction.companions import Companion, load_companion
 from wristworld_ros.reconstruction.cross_view import cross_view_error
+from wristworld_ros.reconstruction.domain import Domain
 from wristworld_ros.reconstruction.fine_depth import FineDepth
 from wristworld_ros.reconstruction.fused_pose import FusedPose
 from wristworld_ros.reconstruction.fusion import MountEstimator
@@ -105,6 +106,7 @@ class Reconstructor:
         fine_depth: the network for depth at full resolution; without it depth has half of it.
         locator: the network that finds base and hand at full resolution, for estimated poses.
         plane_sweep: what refines the condition map by all views; the splatted map stays without.
+        domain: what says how far pictures are from the training's; nothing does without.
 
     Attributes:
         fused: the state of pose source ``fused``.
@@ -128,6 +130,7 @@ class Reconstructor:
         fine_depth: FineDepth | None = None,
         locator: Locator | None = None,
         plane_sweep: MapRefiner | None = None,
+        domain: Domain | None = None,
     ) -> None:
         if pose_source not in POSE_SOURCES:
             raise InvalidInputError(f"pose source '{pose_source}' is not in {POSE_SOURCES}.")
@@ -146,11 +149,11 @@ class Reconstructor:
         start = mount or Prior.from_sigma(np.eye(4), self.config.mount_sigma)
         self.fused = FusedPose(start, cameras)
         self.robot = robot
-        for network in (hand_depth, fine_depth, locator, plane_sweep):
+        for network in (hand_depth, fine_depth, locator, plane_sweep, domain):
             if isinstance(network, Companion):
                 network.to(self.device).eval().requires_grad_(False)
         self.hand_depth, self.fine_depth, self.locator = hand_depth, fine_depth, locator
-        self.plane_sweep = plane_sweep
+        self.plane_sweep, self.domain = plane_sweep, domain
         self._memory = MapMemory(self.config.memory_frames)
 
     @property
@@ -161,7 +164,7 @@ class Reconstructor:
     @property
     def sha256s(self) -> dict[str, str]:
         """Part of the model -> sha256 of its weights."""
-        parts = {name: getattr(self, name) for name in STAGE1_PARTS[1:]}
+        parts = {name: getattr(self, name) for name in (*STAGE1_PARTS[1:], "domain")}
         known = {n: part.sha256 for n, part in parts.items() if isinstance(part, Companion)}
         return {"stage1": self.sha256, **known}
 
@@ -241,6 +244,7 @@ class Reconstructor:
             fine_depth=load_companion(folder.parent / "fine_depth", FineDepth, sha256=digest),
             locator=load_companion(folder.parent / "locator", Locator),
             plane_sweep=load_companion(folder.parent / "plane_sweep", PlaneSweep, sha256=digest),
+            domain=load_companion(folder.parent / "domain", Domain, sha256=digest),
         )
 
     def __call__(self, frame: AnchorFrame) -> Reconstruction:
@@ -307,16 +311,18 @@ class Reconstructor:
         name = frame.world_frame if frame.calibrated else f"{frame.views[0].name}_optical_frame"
         condition = self._memory(condition, T_world_wrist, frame.stamp_ns, name)
         clock.lap("splat")
+        trusted = condition.coverage * (1.0 if source == "kinematic" else 0.5)
         estimate = WristEstimate(
             T_world_wrist=T_world_wrist,
             camera=camera,
             covariance=covariance,
             source=source,
-            confidence=self._confidence(cloud, condition.coverage, source),
+            confidence=clouds.mean_confidence(cloud) * trusted,
             coverage=condition.coverage,
             point_count=len(cloud),
             front_facing_fraction=clouds.front_fraction(cloud, T_world_wrist),
             reprojection_error=cross_view_error(geometry.depths, geometry.cameras, geometry.poses),
+            domain_distance=self.domain_distance(frame, inputs),
         )
         clock.lap("estimate")
         return Reconstruction(frame.stamp_ns, estimate, cloud, condition, name, clock.laps)
@@ -386,6 +392,12 @@ class Reconstructor:
         given = torch.tensor([source != "learned"], device=self.device)
         with torch.inference_mode():
             return self.hand_depth(inputs.images, scene, pose, given)
+
+    def domain_distance(self, frame: AnchorFrame, inputs: NetworkInputs | None = None) -> float:
+        """Of undistorted views (``WristEstimate``); NaN where nothing tells."""
+        if self.domain is None or self.backbone is not None:
+            return float("nan")
+        return self.domain.distance(self.model, (inputs or self._inputs(frame)).images)
 
     def _fine(self, inputs: NetworkInputs | None, scene: SceneOutput) -> SceneOutput:
         if self.fine_depth is None or inputs is None:
@@ -485,8 +497,3 @@ class Reconstructor:
         scale = np.diag([t] * 3 + [r] * 3)
         fitted = output.wrist_covariance[0].double().cpu().numpy()
         return turn @ scale @ fitted @ scale @ turn.T
-
-    def _confidence(self, cloud: PointCloud, coverage: float, source: str) -> float:
-        """Coverage times the mean confidence of the points; half where the pose is estimated."""
-        points = float(cloud.confidence.mean()) if len(cloud) else 0.0
-        return coverage * points * (1.0 if source == "kinematic" else 0.5)
