@@ -6,6 +6,7 @@ TORCH  ?= cpu
 ROS    ?= jazzy
 OUT    ?= out/demo
 WORKERS ?= 2
+FRAMES ?= 6
 REALDATA ?= ../shared/realdata
 REAL_IDS ?= val_199 val_899 val_1799 val_18599
 SPLITS := test-objects:30 test-cameras:40 test-mount:50 test-robot:60 test-all:70
@@ -46,6 +47,7 @@ help: ## this list
 	@echo '  TORCH=cpu     cpu; cu126, cu128, ... for a CUDA build; pypi for what PyPI has (several GB)'
 	@echo '  ROS=jazzy     jazzy or kilted: which ROS 2 wheels'
 	@echo '  WORKERS=2     test processes side by side; 0 for none'
+	@echo '  FRAMES=6      frames that figures takes of each episode'
 	@echo '  ARGS=...      more arguments for demo, test and bench'
 
 setup: $(DONE)/messages $(DONE)/tf2_msgs $(DONE)/packages ## make .venv: packages, ROS 2 wheels, messages
@@ -71,14 +73,16 @@ bench: setup ## all benchmarks, each prints its table
 	for file in $(sort $(wildcard benchmarks/bench_*.py)); do echo "== $$file"; $(PY) $$file $(ARGS); done
 
 figures: setup ## measure the figures of README.md again: docs/results, docs/*.png (60 minutes)
-	$(WW) evaluate stage1 --split test-iid --sequences 0 --json docs/results/stage1.json
+	$(WW) evaluate stage1 --split test-iid --sequences 0 --frames $(FRAMES) \
+	  --json docs/results/stage1.json
 	$(WW) evaluate stage1 --split test-iid --sequences 0 --source fused --json docs/results/fused.json
-	$(EVALUATE) test-iid --seeds 200000:200020 --json docs/results/test-iid.json
+	$(EVALUATE) test-iid --seeds 200000:200020 --frames $(FRAMES) \
+	  --json docs/results/test-iid.json
 	$(EVALUATE) test-iid --seeds 200000:200010 --frames 1 --sequences 10 \
 	  --geometry true robot kinematic calibrated --json docs/results/clips.json
 	for split in $(SPLITS); do \
 	  $(EVALUATE) $${split%:*} --seeds $${split#*:}0000:$${split#*:}0010 \
-	    --geometry robot calibrated --json docs/results/$${split%:*}.json; done
+	    --frames $(FRAMES) --geometry robot calibrated --json docs/results/$${split%:*}.json; done
 	$(WW) bench runtime --json docs/results/runtime.json
 	$(EVALUATE) test-iid --seeds 200000:200006 --frames 3 --geometry true kinematic \
 	  --steps 1 2 4 8 20 --json docs/results/steps.json
