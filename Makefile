@@ -7,6 +7,7 @@ ROS    ?= jazzy
 OUT    ?= out/demo
 WORKERS ?= 2
 FRAMES ?= 6
+CLIPS ?= 10
 REALDATA ?= ../shared/realdata
 REAL_IDS ?= val_199 val_899 val_1799 val_18599
 SPLITS := test-objects:30 test-cameras:40 test-mount:50 test-robot:60 test-all:70
@@ -48,6 +49,7 @@ help: ## this list
 	@echo '  ROS=jazzy     jazzy or kilted: which ROS 2 wheels'
 	@echo '  WORKERS=2     test processes side by side; 0 for none'
 	@echo '  FRAMES=6      frames that figures takes of each episode'
+	@echo '  CLIPS=10      episodes that figures makes clips of'
 	@echo '  ARGS=...      more arguments for demo, test and bench'
 
 setup: $(DONE)/messages $(DONE)/tf2_msgs $(DONE)/packages ## make .venv: packages, ROS 2 wheels, messages
@@ -78,7 +80,7 @@ figures: setup ## measure the figures of README.md again: docs/results, docs/*.p
 	$(WW) evaluate stage1 --split test-iid --sequences 0 --source fused --json docs/results/fused.json
 	$(EVALUATE) test-iid --seeds 200000:200020 --frames $(FRAMES) \
 	  --json docs/results/test-iid.json
-	$(EVALUATE) test-iid --seeds 200000:200010 --frames 1 --sequences 10 \
+	$(EVALUATE) test-iid --seeds 200000:$$((200000 + $(CLIPS))) --frames 1 --sequences $(CLIPS) \
 	  --geometry true robot kinematic calibrated --json docs/results/clips.json
 	for split in $(SPLITS); do \
 	  $(EVALUATE) $${split%:*} --seeds $${split#*:}0000:$${split#*:}0010 \
