@@ -10,6 +10,7 @@ import torch
 
 from wristworld_ros.errors import WeightsError
 from wristworld_ros.reconstruction import Reconstructor
+from wristworld_ros.reconstruction.domain import Domain, DomainConfig
 from wristworld_ros.reconstruction.plane_sweep import (
     PlaneSweep,
     PlaneSweepConfig,
@@ -349,3 +350,26 @@ def test_weights_belong_to_a_stage_1(tmp_path, network):
     save_weights(tmp_path / "plane_sweep", network, network.config_dict(), {"stage1": "0" * 64})
     with pytest.raises(WeightsError, match="plane-sweep"):
         Reconstructor.from_pretrained(tmp_path)
+
+
+class Everything:
+    """Draws all of every map."""
+
+    def refine(self, views, T_world_wrist, condition):
+        return replace(condition, mask=np.ones_like(condition.mask))
+
+
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_nothing_is_swept_where_all_is_estimated_from_unlike_pictures(calibrated, far):
+    torch.manual_seed(0)
+    stage1 = Stage1Model(TINY).eval()
+    views = frame()
+    if not calibrated:
+        known = {"camera": None, "T_world_camera": None}
+        views = replace(views, views=tuple(replace(v, **known) for v in views.views))
+    domain = Domain(DomainConfig(features=4 * TINY.dim, directions=2))
+    domain.limit.fill_(1e-6 if far else 1e6)
+    reconstruction = Reconstructor(stage1, domain=domain, plane_sweep=Everything())(views)
+    assert (reconstruction.estimate.domain_distance > 1) == far
+    assert reconstruction.condition.mask.all() == (calibrated or not far)

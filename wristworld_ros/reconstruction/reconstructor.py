@@ -18,7 +18,7 @@ from wristworld_ros.geometry.transforms import invert, orthonormal
 from wristworld_ros.reconstruction.bundle import Prior
 from wristworld_ros.reconstruction.companions import Companion, load_companion
 from wristworld_ros.reconstruction.cross_view import cross_view_error
-from wristworld_ros.reconstruction.domain import Domain
+from wristworld_ros.reconstruction.domain import OUT_OF_DOMAIN, Domain
 from wristworld_ros.reconstruction.fine_depth import FineDepth
 from wristworld_ros.reconstruction.fused_pose import FusedPose
 from wristworld_ros.reconstruction.fusion import MountEstimator
@@ -105,7 +105,8 @@ class Reconstructor:
             the whole pictures'.
         fine_depth: the network for depth at full resolution; without it depth has half of it.
         locator: the network that finds base and hand at full resolution, for estimated poses.
-        plane_sweep: what refines the condition map by all views; the splatted map stays without.
+        plane_sweep: what refines the condition map by all views; without it, and of uncalibrated
+            views out of domain, the splatted map stays.
         domain: what says how far pictures are from the training's; nothing does without.
 
     Attributes:
@@ -299,14 +300,12 @@ class Reconstructor:
         if self._draws_robot(frame):
             assert self.robot is not None
             body = body_in_view(self.robot, frame, geometry, body, T_world_wrist, camera)
-        condition = splat(
-            clouds.join_points(points, body),
-            T_world_wrist,
-            camera,
-            min_confidence=self.config.min_confidence,
-            device=self.device,
-        )
-        if self.plane_sweep is not None:
+        drawn, least = clouds.join_points(points, body), self.config.min_confidence
+        condition = splat(drawn, T_world_wrist, camera, min_confidence=least, device=self.device)
+        distance = self.domain_distance(frame, inputs)
+        # Where cameras are estimated and pictures are unlike training, nothing of it is right.
+        lost = distance > OUT_OF_DOMAIN and not frame.calibrated
+        if self.plane_sweep is not None and not lost:
             condition = self.plane_sweep.refine(geometry, T_world_wrist, condition)
         name = frame.world_frame if frame.calibrated else f"{frame.views[0].name}_optical_frame"
         condition = self._memory(condition, T_world_wrist, frame.stamp_ns, name)
@@ -322,7 +321,7 @@ class Reconstructor:
             point_count=len(cloud),
             front_facing_fraction=clouds.front_fraction(cloud, T_world_wrist),
             reprojection_error=cross_view_error(geometry.depths, geometry.cameras, geometry.poses),
-            domain_distance=self.domain_distance(frame, inputs),
+            domain_distance=distance,
         )
         clock.lap("estimate")
         return Reconstruction(frame.stamp_ns, estimate, cloud, condition, name, clock.laps)
