@@ -67,7 +67,8 @@ def iid() -> list[str]:
     first, last = document["seeds"]
     steps = document["provenance"]["steps"]
     lines = [
-        f"Simulation, split test-iid, {last - first} unseen episodes, 3 anchors of 256 px, wrist "
+        f"Simulation, split test-iid, {last - first} unseen episodes x "
+        f"{document['frames_per_episode']} evenly spread frames, 3 anchors of 256 px, wrist "
         f"view of 128 px, {steps} denoising step{'s' * (steps > 1)}. PSNR [dB] / SSIM / LPIPS:",
         "",
         row("what is known", "generated", "inpainted splat, same geometry", "wrist pose, median"),
@@ -252,10 +253,18 @@ def calibrations() -> list[str]:
 
 def splits() -> list[str]:
     """How much is lost away from the training distribution."""
+    sizes = {name: read(name) for name in SPLITS}
+    counts = {
+        name: f"{d['seeds'][1] - d['seeds'][0]} episodes x {d['frames_per_episode']} frames"
+        for name, d in sizes.items()
+    }
+    others = {words for name, words in counts.items() if name != "test-iid"}
     lines = [
         "The same with calibration, kinematics and URDF, away from what it was trained on; and the "
-        "median error of the wrist pose when only the cameras' calibration is known (10 episodes "
-        "each, test-iid 20):",
+        "median error of the wrist pose when only the cameras' calibration is known "
+        f"({' or '.join(sorted(others))}, test-iid {counts['test-iid']}; to be compared with the "
+        "splat of the same row: the fewer frames, the more of them are the first and last of an "
+        "episode, which are easier):",
         "",
         row("split", "", "generated", "inpainted splat", "learned pose"),
         row("---", "---", "---", "---", "---"),
