@@ -44,7 +44,7 @@ def bench(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         bench = Bench(environment, graph, {n: _settable(n) | extra[n] for n in NODES})
         try:
             for node in NODES:
-                bench.wait(f"{node} active", lambda node=node: bench.state(node) == "active")
+                bench.wait(f"{node} active", lambda node=node: bench.said_state(node) == "active")
             yield bench
         finally:
             bench.close()

@@ -117,6 +117,7 @@ class Bench:
         self.received: dict[str, list[Any]] = {}
         self.statuses: dict[str, DiagnosticStatus] = {}
         self.publishers: dict[str, Any] = {}
+        self.clients: dict[str, Any] = {}
         self.node.create_subscription(
             DiagnosticArray, "/diagnostics", self._take_diagnostics, qos.state(50)
         )
@@ -137,6 +138,12 @@ class Bench:
             self.node.create_subscription(
                 kind, topic, self.received[topic].append, qos.image("reliable", 50)
             )
+        # DDS drops the answer to a client that the server has not discovered yet: clients are there
+        # before the nodes are active, and stay.
+        for node in self.defaults:
+            self._client(ChangeState, f"/{node}/change_state")
+            self._client(GetState, f"/{node}/get_state")
+            self._client(SetParameters, f"/{node}/set_parameters")
         self.next_stamp = EPOCH_NS
 
     def close(self) -> None:
@@ -160,15 +167,17 @@ class Bench:
 
     # --- services ---------------------------------------------------------------------------------
 
+    def _client(self, kind: type, name: str) -> Any:
+        if name not in self.clients:
+            self.clients[name] = self.node.create_client(kind, name)
+        return self.clients[name]
+
     def call(self, kind: type, name: str, request: Any) -> Any:
-        client = self.node.create_client(kind, name)
-        try:
-            self.wait(f"service {name}", client.service_is_ready)
-            future = client.call_async(request)
-            self.wait(f"answer of {name}", future.done)
-            return future.result()
-        finally:
-            self.node.destroy_client(client)
+        client = self._client(kind, name)
+        self.wait(f"service {name}", client.service_is_ready)
+        future = client.call_async(request)
+        self.wait(f"answer of {name}", future.done)
+        return future.result()
 
     def transition(self, node: str, label: str) -> bool:
         request = ChangeState.Request(transition=Transition(id=TRANSITIONS[label]))
@@ -177,6 +186,11 @@ class Bench:
     def state(self, node: str) -> str:
         answer = self.call(GetState, f"/{node}/get_state", GetState.Request())
         return str(answer.current_state.label)
+
+    def said_state(self, node: str) -> str:
+        """By the node's diagnostics; empty before the first."""
+        status = self.statuses.get(f"{node}: lifecycle")
+        return "" if status is None else str(status.message)
 
     def set(self, node: str, **values: Any) -> dict[str, str]:
         """Set parameters; returns name -> reason of those that were refused."""
