@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--bf16", action="store_true", help="stage1, locator, stage2, detail: bfloat16"
+        "--bf16", action="store_true", help="stage1, locator, plane-sweep, stage2, detail: bfloat16"
     )
     parser.add_argument("--init", type=Path, help="all but autoencoder: weights to start from")
     parser.add_argument(

@@ -197,7 +197,11 @@ class Points(nn.Module):
 
 class PlaneSweep(Companion):
     """Depth and colours of the wrist view; see the module. It belongs to one stage 1, whose depth
-    it was trained on."""
+    it was trained on.
+
+    Attributes:
+        bf16: run the convolutions in bfloat16.
+    """
 
     config: PlaneSweepConfig
     sizes = PlaneSweepConfig
@@ -205,6 +209,7 @@ class PlaneSweep(Companion):
     def __init__(self, config: PlaneSweepConfig | None = None) -> None:
         super().__init__()
         c = self.config = config or PlaneSweepConfig()
+        self.bf16 = False
         a, b, d, e = c.widths
         near, far = np.log(SWEPT)
         self.planes: Tensor
@@ -263,12 +268,17 @@ class PlaneSweep(Companion):
         )
         return SweepOutput(coarse[:, 0, :h, :w].exp(), *fine)
 
+    def _autocast(self, x: Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
+
     def _views(self, x: SweepInputs) -> Tensor:
         """B x V x C x H x W: colours, confidence, log depth, and features of the anchors."""
         depth = x.depth.clamp_min(_NEAREST).log()[:, :, None]
         plain = torch.cat([x.images * 2 - 1, x.confidence[:, :, None], depth], 2).flatten(0, 1)
+        with self._autocast(plain):
+            features = self.features(plain).float()
         features = F.interpolate(
-            self.features(plain), size=plain.shape[-2:], mode="bilinear", align_corners=False
+            features, size=plain.shape[-2:], mode="bilinear", align_corners=False
         )
         return torch.cat([plain, features], 1).unflatten(0, x.depth.shape[:2])
 
@@ -278,15 +288,18 @@ class PlaneSweep(Companion):
         rays = wrist_rays(x.wrist_K, h, w, CELL)
         size = (len(self.planes), h // CELL, w // CELL)
         logs = self.planes.view(1, -1, 1, 1).expand(B, *size)
-        said, _ = self.wide(*points_in_views(x, views, rays, logs, _WIDE))
-        volume = said.unflatten(2, size).flatten(1, 2)
-        hidden = self.enter(torch.cat([volume, F.pixel_unshuffle(known, CELL)], 1))
-        hidden = down_and_up(hidden, self.down, self.up)
-        out = self.coarse(hidden)
+        points, inside = points_in_views(x, views, rays, logs, _WIDE)
+        with self._autocast(points):
+            said = self.wide(points, inside)[0].float()
+            volume = said.unflatten(2, size).flatten(1, 2)
+            hidden = self.enter(torch.cat([volume, F.pixel_unshuffle(known, CELL)], 1))
+            hidden = down_and_up(hidden, self.down, self.up)
+            out = self.coarse(hidden).float()
+            narrow = self.narrow(hidden).float()
         # What is said of a plane speaks for it directly, whichever plane it is.
         likely = (out[:, : len(self.planes)] + said[:, 0].unflatten(1, size)).softmax(1)
         swept = (likely * logs).sum(1, keepdim=True)
-        larger = torch.cat([swept, self.narrow(hidden)], 1)
+        larger = torch.cat([swept, narrow], 1)
         larger = F.interpolate(larger, scale_factor=CELL, mode="bilinear", align_corners=False)
         taken = F.pixel_shuffle(out[:, len(self.planes) :], CELL)
         taken = torch.sigmoid(taken + _DEPTH_START) * known[:, 3:4]
@@ -306,10 +319,10 @@ class PlaneSweep(Companion):
         size = (len(self.steps), *known.shape[-2:])
         logs = start + self.steps.view(1, -1, 1, 1)
         points, inside = points_in_views(x, views, rays, logs, _FINE)
-        said, share = self.close(points, inside)
-        out = self.out(
-            self.finer(torch.cat([said.unflatten(2, size).flatten(1, 2), hidden, known], 1))
-        )
+        with self._autocast(points):
+            said, share = (a.float() for a in self.close(points, inside))
+            near = torch.cat([said.unflatten(2, size).flatten(1, 2), hidden, known], 1)
+            out = self.out(self.finer(near)).float()
         likely = (out[:, : len(self.steps)] + said[:, 0].unflatten(1, size)).softmax(1)
         depth = (likely * logs).sum(1).exp()
         # B x V x steps x h x w: how much each view adds at each step; less than 1 in all where
