@@ -11,10 +11,10 @@ from wristworld_ros.cli.main import main
 from wristworld_ros.errors import EngineError
 from wristworld_ros.generation import Generator
 from wristworld_ros.generation.detail import DetailConfig, DetailRestorer
-from wristworld_ros.runtime.backends import get_backend
 from wristworld_ros.runtime.dispatch import Dispatcher
 from wristworld_ros.runtime.engines import EngineKey, EngineStore
 from wristworld_ros.runtime.parity import relative_errors
+from wristworld_ros.runtime.registry import get_backend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_generator import moment

@@ -13,18 +13,29 @@ if TYPE_CHECKING:
     from wristworld_ros.runtime.backends import Backend
     from wristworld_ros.runtime.graphs import Graph
 
-HELP = "compile the generator's networks for OpenVINO or ONNX Runtime; list, verify, clean"
+HELP = "compile the generator's networks for OpenVINO, ONNX Runtime, TensorRT; list, verify, clean"
 ACTIONS = ("build", "list", "verify", "clean")
 #: Relative error (root mean square over standard deviation) up to which an engine counts as the
 #: same network.
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
+TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this verb."""
     parser.add_argument("action", choices=ACTIONS)
-    parser.add_argument("--backend", default="openvino", help="openvino (default) or onnxruntime")
-    parser.add_argument("--precision", help="fp32 or bf16; default: the fastest that runs here")
+    parser.add_argument(
+        "--backend",
+        default="openvino",
+        help="openvino (default), onnxruntime, tensorrt (on its own GPU) or tensorrt_rtx",
+    )
+    parser.add_argument(
+        "--precision", help="fp32, fp16 or bf16; default: the fastest that runs here"
+    )
+    parser.add_argument(
+        "--target",
+        metavar="CC",
+        help="build: compute capability of a GPU that is not here, such as 8.6 (tensorrt_rtx)",
+    )
     parser.add_argument("--model", type=Path, metavar="DIR", help="weights; default: shipped ones")
     parser.add_argument("--networks", nargs="+", help="only these; default: all of stage 2")
     parser.add_argument(
@@ -49,10 +60,12 @@ def run(args: argparse.Namespace) -> int:
         for path in store.clean():
             print(f"removed {path}")
         return 0
-    from wristworld_ros.runtime.backends import get_backend
+    from wristworld_ros.runtime.registry import get_backend
 
     backend = get_backend(args.backend)
-    backend.check(args.precision or backend.precisions[-1])
+    if args.target:
+        backend = backend.targeting(args.target)
+    backend.check(args.precision or backend.precisions[-1], run=args.action == "verify")
     precision = args.precision or backend.default_precision()
     chosen = graphs(args)
     if args.action == "verify":

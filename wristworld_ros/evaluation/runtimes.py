@@ -16,11 +16,11 @@ from wristworld_ros.data.simulation.episode import simulate_episode
 from wristworld_ros.generation import Generator
 from wristworld_ros.provenance import provenance
 from wristworld_ros.reconstruction import Reconstructor
-from wristworld_ros.runtime.backends import BACKENDS
 from wristworld_ros.runtime.dispatch import TORCH, Dispatcher
 from wristworld_ros.runtime.engines import EngineKey, EngineStore
 from wristworld_ros.runtime.graphs import call
 from wristworld_ros.runtime.parity import relative_errors
+from wristworld_ros.runtime.registry import BACKENDS
 from wristworld_ros.types import AnchorFrame, ConditionMap
 
 #: The frame that is streamed: split, seed and frame.
@@ -57,7 +57,7 @@ def bench_runtimes(
     steps: int = 2,
     repeats: int = 30,
 ) -> dict[str, Any]:
-    """Median times by turns in one process, and errors, of every runtime that is installed.
+    """Median times by turns in one process, and errors, of every runtime that can run here.
 
     Engines that are missing are built first.
 
@@ -76,7 +76,7 @@ def bench_runtimes(
     kinds = [
         (b, precision)
         for b in BACKENDS.values()
-        if b.missing() is None
+        if b.cannot_run() is None
         for precision in b.precisions
         if b.unsupported(precision) is None
     ]

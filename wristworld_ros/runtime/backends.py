@@ -42,18 +42,41 @@ class Backend(ABC):
         name: as users write it.
         package, extra: what has to be installed, and the extra of this package that does it.
         precisions: the first is the default.
+        device: of the tensors that it runs on, ``cpu`` or ``cuda``.
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
     extra: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
+    device: ClassVar[str] = "cpu"
 
     def missing(self) -> str | None:
-        """Why it cannot be used here, and the cure; None when it can."""
+        """Why it cannot build here, and the cure; None when it can."""
         if find_spec(self.package) is None:
             return f"{self.package} is not installed: pip install 'wristworld_ros[{self.extra}]'"
         return None
+
+    def cannot_run(self) -> str | None:
+        """Why it cannot run engines here, and the cure; None when it can.
+
+        Engines may be built on machines that cannot run them.
+        """
+        return self.missing()
+
+    def targeting(self, target: str) -> Backend:
+        """The same that builds for a GPU that need not be here.
+
+        Args:
+            target: compute capability, such as ``8.6``.
+
+        Raises:
+            InvalidInputError: it cannot.
+        """
+        raise InvalidInputError(
+            f"target {target}: backend '{self.name}' runs on the CPU. Leave the target out, or use "
+            "backend 'tensorrt_rtx'."
+        )
 
     def unsupported(self, precision: str) -> str | None:
         """Why this machine does not run that precision; None when it does."""
@@ -63,14 +86,17 @@ class Backend(ABC):
         """The first that this machine runs."""
         return next(p for p in self.precisions if self.unsupported(p) is None)
 
-    def check(self, precision: str) -> None:
-        """Raise unless it can be used here with that precision.
+    def check(self, precision: str, *, run: bool = False) -> None:
+        """Raise unless it can build here with that precision.
+
+        Args:
+            run: also unless it can run here.
 
         Raises:
             EngineError: it is not installed, or this machine does not run the precision.
             InvalidInputError: it does not have the precision.
         """
-        if reason := self.missing():
+        if reason := self.cannot_run() if run else self.missing():
             raise EngineError(f"backend '{self.name}' cannot be used: {reason}.")
         if precision not in self.precisions:
             raise InvalidInputError(
@@ -197,18 +223,3 @@ class _OpenVinoRunner(Runner):
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         found = self._request.infer([x.cpu().numpy() for x in inputs])
         return tuple(torch.from_numpy(np.array(found[o])) for o in self._outputs)
-
-
-#: Name -> backend, in the order in which ``auto`` prefers them.
-BACKENDS: dict[str, Backend] = {b.name: b for b in (OpenVino(), OnnxRuntime())}
-
-
-def get_backend(name: str) -> Backend:
-    """A backend by name.
-
-    Raises:
-        InvalidInputError: there is none of that name.
-    """
-    if name not in BACKENDS:
-        raise InvalidInputError(f"backend '{name}' is not one of {', '.join(BACKENDS)}.")
-    return BACKENDS[name]

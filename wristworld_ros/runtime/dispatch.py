@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from wristworld_ros.errors import EngineError, InvalidInputError
-from wristworld_ros.runtime.backends import BACKENDS, Backend, Runner, get_backend
+from wristworld_ros.runtime.backends import Backend, Runner
 from wristworld_ros.runtime.engines import EngineKey, EngineStore
 from wristworld_ros.runtime.graphs import call
+from wristworld_ros.runtime.registry import BACKENDS, get_backend
 
 TORCH, AUTO = "torch", "auto"
 CHOICES = (AUTO, TORCH, *BACKENDS)
@@ -17,8 +18,8 @@ class Dispatcher:
     """Runs networks by engines that were built before; it builds none.
 
     Args:
-        backend: ``torch``; a backend, whose engines are used; or ``auto``, the best for which there
-            is an engine.
+        backend: ``torch``; a backend, whose engines are used; or ``auto``, the best for the inputs'
+            device for which there is an engine.
         precision: only engines of it; None: any, in the backend's order.
         strict: refuse to run by torch what has no engine. Without it torch takes over, and
             ``providers`` says so.
@@ -26,7 +27,7 @@ class Dispatcher:
 
     Raises:
         InvalidInputError: no such backend or precision.
-        EngineError: the backend is not installed (not for ``auto``).
+        EngineError: the backend cannot run here (not for ``auto``).
 
     Attributes:
         providers: network -> what ran it last.
@@ -46,10 +47,10 @@ class Dispatcher:
         self.store = store or EngineStore()
         self._backends: list[Backend] = []
         if backend == AUTO:
-            self._backends = [b for b in BACKENDS.values() if b.missing() is None]
+            self._backends = [b for b in BACKENDS.values() if b.cannot_run() is None]
         elif backend != TORCH:
             chosen = get_backend(backend)
-            chosen.check(precision or chosen.default_precision())
+            chosen.check(precision or chosen.default_precision(), run=True)
             self._backends = [chosen]
         self._runners: dict[tuple, Runner | None] = {}
         self.providers: dict[str, str] = {}
@@ -68,9 +69,10 @@ class Dispatcher:
             EngineError: ``strict``, and there is no engine for these shapes; or it is damaged.
         """
         shapes = {n: tuple(x.shape) for n, x in inputs.items()}
-        place = (name, weights, *shapes.items())
+        device = next(iter(inputs.values())).device.type
+        place = (name, weights, device, *shapes.items())
         if place not in self._runners:
-            self._runners[place] = self._find(name, weights, shapes)
+            self._runners[place] = self._find(name, weights, shapes, device)
         runner = self._runners[place]
         if runner is None:
             self.providers[name] = TORCH
@@ -79,8 +81,12 @@ class Dispatcher:
         first = next(iter(inputs.values()))
         return tuple(x.to(first.device) for x in runner(*inputs.values()))
 
-    def _find(self, name: str, weights: str, shapes: dict[str, tuple[int, ...]]) -> Runner | None:
+    def _find(
+        self, name: str, weights: str, shapes: dict[str, tuple[int, ...]], device: str
+    ) -> Runner | None:
         for backend in self._backends:
+            if self.backend == AUTO and backend.device != device:
+                continue
             for precision in backend.precisions:
                 if self.precision not in (None, precision) or backend.unsupported(precision):
                     continue
