@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from wristworld_ros.data.bags import BagReader
 from wristworld_ros.data.frames import BagFrames
 from wristworld_ros.data.kinematics import FRANKA_JOINTS, franka_frames
-from wristworld_ros.data.video_folder import decode_video, read_video_folder
+from wristworld_ros.data.video_folder import (
+    GRIPPER_CLOSED,
+    GRIPPER_JOINT,
+    decode_video,
+    read_video_folder,
+)
 from wristworld_ros.errors import BagError
 from wristworld_ros.geometry.transforms import invert
 from wristworld_ros.reconstruction.calibration_file import PlacedCamera, StationCalibration
@@ -35,6 +40,7 @@ class Recording:
         bodies: T x L x 4 x 4, poses of the robot's links in its base; the last one is the hand.
         stated: what the recording itself says of its cameras (camera_info with TF), to compare
             with; calibration never uses it.
+        gripper: T, 0 (open) to 1 (closed), from ``GRIPPER_JOINT``; None where it is not recorded.
     """
 
     name: str
@@ -43,6 +49,7 @@ class Recording:
     wrist: NDArray[np.uint8] | None
     bodies: FloatArray
     stated: StationCalibration = field(default_factory=StationCalibration)
+    gripper: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.bodies)
@@ -78,6 +85,14 @@ def _bodies(hand: FloatArray, joints: list[Mapping[str, float] | None]) -> Float
     return hand[:, None]
 
 
+def _gripper(joints: Sequence[Mapping[str, float] | None]) -> FloatArray | None:
+    """How far the gripper is closed, T values in [0, 1]; None where a moment lacks its joint."""
+    found = [j[GRIPPER_JOINT] for j in joints if j is not None and GRIPPER_JOINT in j]
+    if len(found) < len(joints):
+        return None
+    return (np.array(found) / GRIPPER_CLOSED).clip(0, 1)
+
+
 def _read_folder(path: Path) -> Recording:
     folder = read_video_folder(path)
     if not folder.poses:
@@ -95,6 +110,7 @@ def _read_folder(path: Path) -> Recording:
         {name: pictures(video) for name, video in folder.views.items()},
         None if folder.wrist is None else pictures(folder.wrist),
         _bodies(np.stack(folder.poses)[index], joints),
+        gripper=_gripper(joints),
     )
 
 
@@ -128,4 +144,5 @@ def _read_bag(path: Path, base_frame: str, hand_frame: str) -> Recording:
         np.stack(wrist) if len(wrist) == len(stamps) else None,
         _bodies(np.stack(hand), joints),
         StationCalibration(mount, wrist_camera, placed),
+        _gripper(joints),
     )

@@ -23,6 +23,7 @@ VERBS = {
     "run": "wristworld_ros.cli.run",
     "calibrate": "wristworld_ros.cli.calibrate",
     "train": "wristworld_ros.cli.train",
+    "finetune": "wristworld_ros.cli.finetune",
     "evaluate": "wristworld_ros.cli.evaluate",
     "gallery": "wristworld_ros.cli.gallery",
     "experiment": "wristworld_ros.cli.experiment",
