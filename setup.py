@@ -54,8 +54,8 @@ EXTRAS_REQUIRE = {
     # Runtimes other than torch.
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
     "openvino": ["onnx>=1.17", "onnxscript>=0.5", "openvino>=2025.0"],
-    "tensorrt": ["tensorrt>=10"],
-    "tensorrt-rtx": ["tensorrt-rtx>=1.1"],
+    "tensorrt": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5", "tensorrt>=10"],
+    "tensorrt-rtx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5", "tensorrt-rtx>=1.1"],
     "test": TEST,
     "dev": [*TEST, "codespell>=2.3", "mypy>=1.11", "pre-commit>=4", "ruff>=0.8", "types-PyYAML"],
 }

@@ -14,23 +14,22 @@ if TYPE_CHECKING:
 HELP = "find the wrist camera's mount and the fixed cameras from recordings of the moving robot"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of this verb."""
-    parser.add_argument(
-        "recordings",
-        type=Path,
-        nargs="+",
-        metavar="RECORDING",
-        help="bag or folder of videos with robot states, all of one station",
-    )
+def add_recordings(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare which recordings a verb learns from, and which it is scored on."""
+    parser.add_argument("recordings", type=Path, nargs="+", metavar="RECORDING", help=what)
     parser.add_argument(
         "--hold-out",
         type=Path,
         nargs="+",
         default=[],
         metavar="RECORDING",
-        help="recordings to score the calibration on, never used for it",
+        help="recordings to score the result on, never used for it",
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of this verb."""
+    add_recordings(parser, "bag or folder of videos with robot states, all of one station")
     parser.add_argument(
         "--out",
         type=Path,

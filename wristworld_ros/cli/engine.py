@@ -122,9 +122,11 @@ def _list(store: Any) -> int:
         key = record["key"]
         size = sum(f.stat().st_size for f in path.iterdir()) / 1e6
         shapes = ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in key["shapes"].items())
+        gpu = key["identity"].get("compute_capability")
+        target = f"SM {gpu}  " if gpu else ""
         print(
             f"{key['backend']:<12} {key['precision']:<5} {key['graph']:<9} {size:5.1f} MB  "
-            f"weights {key['weights'][:12]}  {shapes}"
+            f"{target}weights {key['weights'][:12]}  {shapes}"
         )
     print(f"in {store.folder}")
     return 0

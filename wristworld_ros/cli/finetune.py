@@ -8,6 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wristworld_ros.cli.calibrate import add_recordings
+from wristworld_ros.cli.simulate import parse_size
+
 if TYPE_CHECKING:
     from wristworld_ros.calibration.recordings import Recording
     from wristworld_ros.generation.station_episode import StationEpisode
@@ -17,20 +20,8 @@ HELP = "adapt the wrist view to your station, from recordings with a real wrist 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this verb."""
-    parser.add_argument(
-        "recordings",
-        type=Path,
-        nargs="+",
-        metavar="RECORDING",
-        help="bag or folder of videos with robot states and a wrist video, all of one station",
-    )
-    parser.add_argument(
-        "--hold-out",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="RECORDING",
-        help="recordings to score on, never trained on",
+    add_recordings(
+        parser, "bag or folder of videos with robot states and a wrist video, all of one station"
     )
     parser.add_argument(
         "--calibration",
@@ -65,7 +56,12 @@ def run(args: argparse.Namespace) -> int:
     from wristworld_ros.errors import InvalidInputError
     from wristworld_ros.evaluation.station import evaluate_station, station_sheet
     from wristworld_ros.generation.lpips import LPIPS
-    from wristworld_ros.generation.station import StationConfig, StationModel, save_station
+    from wristworld_ros.generation.station import (
+        StationConfig,
+        StationModel,
+        save_station,
+        station_pictures,
+    )
     from wristworld_ros.generation.station_episode import output_camera
     from wristworld_ros.provenance import provenance
     from wristworld_ros.training.finetune import (
@@ -76,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     )
     from wristworld_ros.training.loop import LoopConfig, train, training_record
 
-    width, height = _size(args.size)
+    size = parse_size(args.size)
+    width, height = size
     if not args.minutes > 0 or (args.steps is not None and args.steps < 1):
         raise InvalidInputError(
             f"--minutes {args.minutes:g} and --steps {args.steps}: both must be positive."
@@ -88,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
     recordings = [read_recording(p) for p in args.recordings]
     held_out = [read_recording(p) for p in args.hold_out]
     known = [r for r in recordings if any(r.name in c["place"] for c in document["fixed"].values())]
-    training = [_episode(document, r, known, (width, height)) for r in recordings]
-    scored = [_episode(document, r, known, (width, height)) for r in held_out]
+    training = [_episode(document, r, known, size) for r in recordings]
+    scored = [_episode(document, r, known, size) for r in held_out]
     wrist = recordings[0].wrist
     assert wrist is not None  # _episode
     own = camera_solution(document["wrist"], (wrist.shape[2], wrist.shape[1])).camera
@@ -129,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
     model = learn(training, args.work / "all", 1.0 if trust is None else 0.7)
     if trust is not None:
         model.trust.copy_(torch.tensor(trust))
-    result = evaluate_station(model, scored, training) if scored else {}
+    made = [station_pictures(model, e) for e in scored]
+    result = evaluate_station(made, scored, training) if scored else {}
     for kind, s in result.get("all", {}).items():
         print(f"held out, {kind}: {s['psnr']:.2f} dB / {s['ssim']:.3f} / {s['lpips']:.3f}")
     digest = save_station(args.out, model, {"training": record, "scores": result.get("all", {})})
@@ -146,20 +144,8 @@ def run(args: argparse.Namespace) -> int:
         args.json.write_text(json.dumps({**result, **more}, indent=1) + "\n")
     if args.picture and scored:
         args.picture.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(station_sheet(model, scored)).save(args.picture, optimize=True)
+        Image.fromarray(station_sheet(made, scored)).save(args.picture, optimize=True)
     return 0
-
-
-def _size(text: str) -> tuple[int, int]:
-    from wristworld_ros.errors import InvalidInputError
-
-    try:
-        width, height = (int(n) for n in text.split("x"))
-    except ValueError:
-        raise InvalidInputError(
-            f"--size {text} is not WIDTHxHEIGHT; for instance 160x96."
-        ) from None
-    return width, height
 
 
 def _episode(

@@ -13,10 +13,11 @@ from wristworld_ros.evaluation.drawing import confidence_map
 from wristworld_ros.evaluation.metrics import psnr, ssim
 from wristworld_ros.evaluation.reliability import Reliability
 from wristworld_ros.generation.lpips import lpips
-from wristworld_ros.generation.station import StationModel, station_pictures
 from wristworld_ros.generation.station_episode import StationEpisode
 from wristworld_ros.types import Image
 
+#: Pictures and confidence of a recording, as ``station_pictures`` returns them.
+Made = tuple[list[Image], NDArray[np.float32]]
 #: Distance [m] that counts as much as a turn of one radian when the nearest pose is sought.
 _REACH_M = 0.3
 
@@ -46,9 +47,12 @@ def nearest_frames(
 
 
 def evaluate_station(
-    model: StationModel, held_out: Sequence[StationEpisode], training: Sequence[StationEpisode]
+    made: Sequence[Made], held_out: Sequence[StationEpisode], training: Sequence[StationEpisode]
 ) -> dict[str, Any]:
     """Scores per recording and over all their frames.
+
+    Args:
+        made: what ``station_pictures`` made of each recording.
 
     Returns:
         ``results``: recording -> kind of picture -> means of psnr [dB], ssim and lpips; ``all``:
@@ -60,9 +64,8 @@ def evaluate_station(
     results: dict[str, dict[str, dict[str, float]]] = {}
     every: dict[str, list[dict[str, NDArray[Any]]]] = {}
     trust = Reliability()
-    for e in held_out:
+    for e, (pictures, confidence) in zip(held_out, made, strict=True):
         assert e.wrist is not None
-        pictures, confidence = station_pictures(model, e)
         for p, c, t in zip(pictures, confidence, e.wrist, strict=True):
             trust.add(c, p, t)
         flat = e.wrist.mean((1, 2), keepdims=True).round().astype(np.uint8)
@@ -89,12 +92,11 @@ def evaluate_station(
     }
 
 
-def station_sheet(model: StationModel, held_out: Sequence[StationEpisode], rows: int = 4) -> Image:
+def station_sheet(made: Sequence[Made], held_out: Sequence[StationEpisode], rows: int = 4) -> Image:
     """Per recording ``rows`` moments: fixed cameras, wrist view made, true one, confidence."""
     lines = []
-    for e in held_out:
+    for e, (pictures, confidence) in zip(held_out, made, strict=True):
         assert e.wrist is not None
-        pictures, confidence = station_pictures(model, e)
         h, w = pictures[0].shape[:2]
         for i in np.linspace(0, len(e) - 1, rows + 2).astype(int)[1:-1]:
             views = [_small(view[i], w, h) for view in e.views]

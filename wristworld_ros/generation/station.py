@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from wristworld_ros.errors import InvalidInputError
 from wristworld_ros.generation.station_episode import StationEpisode
 from wristworld_ros.geometry.camera import pixel_rays
+from wristworld_ros.reconstruction.heads import double_conv, down_and_up
 from wristworld_ros.types import CameraModel, Image
 from wristworld_ros.weights import config_from, load_weights, read_config, save_weights
 
@@ -75,21 +77,6 @@ class StationInput(NamedTuple):
     gripper: Tensor
 
 
-class _Block(nn.Module):
-    """Two convolutions with a way around them."""
-
-    def __init__(self, channels_in: int, channels: int) -> None:
-        super().__init__()
-        self.one = nn.Conv2d(channels_in, channels, 3, padding=1)
-        self.two = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norms = nn.ModuleList(nn.GroupNorm(8, channels) for _ in range(2))
-        self.skip = nn.Conv2d(channels_in, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.silu(self.norms[0](self.one(x)))
-        return F.silu(self.norms[1](self.two(y)) + self.skip(x))
-
-
 class StationModel(nn.Module):
     """Wrist view of a station from its fixed cameras and the robot's pose; see the module.
 
@@ -121,12 +108,10 @@ class StationModel(nn.Module):
         )  # fmt: skip
         self.hand = nn.Parameter(torch.randn(2, c.hand, h, w) * 0.1)
         count = p * c.views * (4 + c.features) + 4 + c.hand + 3 + 2
-        self.enter = nn.Conv2d(count, c.widths[0], 1)
-        ins = (c.widths[0], *c.widths[:-1])
-        self.down = nn.ModuleList(_Block(a, b) for a, b in zip(ins, c.widths, strict=True))
-        self.up = nn.ModuleList(
-            _Block(a + b, b) for a, b in zip(c.widths[:0:-1], c.widths[-2::-1], strict=True)
-        )
+        self.enter = double_conv(count, c.widths[0])
+        steps = list(pairwise(c.widths))
+        self.down = nn.ModuleList(double_conv(a, b, 2) for a, b in steps)
+        self.up = nn.ModuleList(double_conv(a + b, a) for a, b in reversed(steps))
         self.leave = nn.Conv2d(c.widths[0], p * c.views + 3 + 1 + 3 + 1, 1)
         # Colours of the fixed cameras in those of the wrist camera.
         self.balance = nn.Parameter(torch.eye(3, 4).repeat(c.views, 1, 1))
@@ -200,7 +185,7 @@ class StationModel(nn.Module):
         swept = torch.cat([(colour - 0.5) * shown, shown, feature * shown], 3).reshape(size)
         y = torch.cat([swept, still, hand, ray, state.expand(size[0], 2, *size[2:])], 1)
         with low:
-            y = self._network(y).float()
+            y = self.leave(down_and_up(self.enter(y), self.down, self.up)).float()
         n = len(c.heights) * v
         weight = y[:, :n].reshape(b, -1, v, 1, *size[2:]) - 8 * (1 - shown)
         weight = weight.flatten(1, 2).softmax(1).reshape(shown.shape)
@@ -211,17 +196,6 @@ class StationModel(nn.Module):
         painted = still[:, :3] + y[:, n : n + 3]
         picture = mask * painted + (1 - mask) * found
         return StationOutput(picture, y[:, n + 7], mask[:, 0])
-
-    def _network(self, y: Tensor) -> Tensor:
-        y = self.enter(y)
-        kept = []
-        for i, block in enumerate(self.down):
-            y = block(y if i == 0 else F.avg_pool2d(y, 2))
-            kept.append(y)
-        for block, side in zip(self.up, kept[-2::-1], strict=True):
-            y = F.interpolate(y, scale_factor=2.0, mode="nearest")
-            y = block(torch.cat([y, side], 1))
-        return self.leave(y)
 
     def confidence(self, logit: Tensor) -> Tensor:
         """How likely pixels are right, in [0, 1], from ``StationOutput.logit``."""

@@ -28,7 +28,7 @@ def half_precision(source: Path, target: Path) -> Path:
         warnings.simplefilter("ignore")  # about weights that float16 rounds to its smallest number
         try:
             half = convert_float_to_float16(model, keep_io_types=True)
-        except Exception as error:
+        except (ValueError, RuntimeError) as error:
             raise EngineError(
                 f"{source} cannot be converted to float16: {error}. Use precision 'fp32'."
             ) from error

@@ -26,6 +26,8 @@ from wristworld_ros.runtime.half import half_precision
 
 #: GPUs that TensorRT for RTX builds for on any machine: compute capabilities.
 RTX_TARGETS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+#: CUDA releases whose libraries the packages bring, by the names of these packages.
+CUDA = ("cu13", "cu12")
 #: Bounds of one build [s] and of the memory that its engine may take while it runs [bytes].
 BUILD_SECONDS, WORKSPACE = 3600, 4 << 30
 #: Counts up when ``build_plan`` makes other engines of the same graph.
@@ -73,7 +75,7 @@ class TensorRT(Backend):
         return self.missing() or no_gpu()
 
     def identity(self) -> dict[str, str]:
-        """As ``Backend.identity``: also the GPU, exporters and settings of the builder."""
+        """As ``Backend.identity``: also CUDA, the GPU, exporters and settings of the builder."""
         gpu = self.target
         here = no_gpu() is None
         if gpu is None and here:
@@ -83,6 +85,7 @@ class TensorRT(Backend):
         return {
             "flavour": self.name,
             "version": _version(self.package),
+            "cuda": next((c for c in CUDA if _version(f"{self.package}_{c}") != "none"), "none"),
             "compute_capability": gpu or "none",
             "gpu": name,
             "exporters": " ".join(f"{tool} {_version(tool)}" for tool in tools),
@@ -96,7 +99,7 @@ class TensorRT(Backend):
             EngineError: no GPU is named and none is here, or the network does not compile.
         """
         if self.target is None and (reason := no_gpu()):
-            cure = " Name the GPU to build for (--target 8.6)." if self.ahead_of_time else ""
+            cure = " Or name the GPU to build for: --target 8.6." if self.ahead_of_time else ""
             raise EngineError(f"backend '{self.name}' cannot build: {reason}.{cure}")
         with tempfile.TemporaryDirectory() as workspace:
             if precision == "fp16":
@@ -130,7 +133,10 @@ def no_gpu() -> str | None:
     """Why no CUDA GPU can be used here; None when one can."""
     if torch.cuda.is_available():
         return None
-    return f"torch {torch.__version__} sees no CUDA GPU"
+    return (
+        f"torch {torch.__version__} sees no CUDA GPU; use backend 'openvino', or a machine with an "
+        "NVIDIA driver and a CUDA build of torch (make setup TORCH=cu128)"
+    )
 
 
 def _version(package: str) -> str:

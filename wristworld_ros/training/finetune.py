@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
-from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
 from wristworld_ros.errors import InvalidInputError
@@ -22,6 +21,7 @@ from wristworld_ros.generation.station import (
     station_pictures,
 )
 from wristworld_ros.generation.station_episode import StationEpisode
+from wristworld_ros.training.hand_depth import perturbed
 from wristworld_ros.training.loop import ComputeLoss, Metrics
 
 
@@ -156,8 +156,10 @@ def varied(
     which = torch.randint(v, (b,), generator=generator)
     lost = dropped[:, None] & (torch.arange(v) == which[:, None])
     views = torch.where(lost[..., None, None, None], 0.0, views.clamp(0, 1))
-    wrist = x.T_base_wrist @ _slips(noise(b, 6), config)
-    placed = _slips(noise(b * v, 6), config).reshape(b, v, 4, 4) @ x.T_view_base
+    sigma = (config.shift_m, float(np.deg2rad(config.turn_deg)))
+    wrist = perturbed(x.T_base_wrist, sigma, generator)
+    slips = perturbed(torch.eye(4).repeat(b * v, 1, 1), sigma, generator)
+    placed = slips.unflatten(0, (b, v)) @ x.T_view_base
     return (
         x._replace(views=views, T_base_wrist=wrist, T_view_base=placed),
         (truth * gain + offset).clamp(0, 1),
@@ -193,12 +195,3 @@ def fit_trust(model: StationModel, left_out: Sequence[StationEpisode]) -> tuple[
 def _wrist(episode: StationEpisode) -> np.ndarray:
     assert episode.wrist is not None  # check_episodes
     return episode.wrist
-
-
-def _slips(values: Tensor, config: FinetuneConfig) -> Tensor:
-    """Small rigid transforms, N x 4 x 4, from N x 6 standard normal numbers."""
-    T = torch.eye(4).repeat(len(values), 1, 1)
-    turn = Rotation.from_rotvec(np.deg2rad(config.turn_deg) * values[:, 3:].numpy())
-    T[:, :3, :3] = torch.from_numpy(turn.as_matrix()).float()
-    T[:, :3, 3] = config.shift_m * values[:, :3]
-    return T
