@@ -14,7 +14,9 @@ SPLITS := test-objects:30 test-cameras:40 test-mount:50 test-robot:60 test-all:7
 WW = $(VENV)/bin/wristworld
 EVALUATE = $(WW) evaluate stage2 --split
 STATION := $(REALDATA)/station
+STATION_TRAINED := 0001 0003 0005 0007 0008 0011 0013
 HELD_OUT := 0004 0010
+MINUTES ?= 25
 
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install -qq --disable-pip-version-check
@@ -36,8 +38,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test lint format bench figures station calibrations experiments train \
-        hooks clean distclean
+.PHONY: help setup demo test lint format bench figures station finetune calibrations \
+        experiments train hooks clean distclean
 
 help: ## this list
 	@echo 'make TARGET [VARIABLE=value]'
@@ -50,6 +52,7 @@ help: ## this list
 	@echo '  WORKERS=2     test processes side by side; 0 for none'
 	@echo '  FRAMES=6      frames that figures takes of each episode'
 	@echo '  CLIPS=10      episodes that figures makes clips of'
+	@echo '  MINUTES=25    time that finetune trains'
 	@echo '  ARGS=...      more arguments for demo, test and bench'
 
 setup: $(DONE)/messages $(DONE)/tf2_msgs $(DONE)/packages ## make .venv: packages, ROS 2 wheels, messages
@@ -104,7 +107,7 @@ figures: setup ## measure the figures of README.md again: docs/results, docs/*.p
 	$(PY) tools/readme_figures.py
 
 station: setup ## calibrate the real station again: docs/results/station*.json (20 minutes)
-	$(WW) calibrate $(addprefix $(STATION)/,0001 0003 0005 0007 0008 0011 0013) \
+	$(WW) calibrate $(addprefix $(STATION)/,$(STATION_TRAINED)) \
 	  --hold-out $(addprefix $(STATION)/,$(HELD_OUT)) --out out/station/calibration.yaml \
 	  --json docs/results/station.json --pictures out/station
 	for id in $(HELD_OUT); do \
@@ -113,6 +116,13 @@ station: setup ## calibrate the real station again: docs/results/station*.json (
 	  for known in "" --calibrated; do \
 	    $(WW) evaluate stage1 --bag out/station/$$id.mcap --source learned $$known \
 	      --json docs/results/station_$$id$${known:+_calibrated}.json; done; done
+	$(PY) tools/readme_figures.py
+
+finetune: setup ## train a model of the real station: docs/results/finetune.json (25 minutes)
+	$(WW) finetune $(addprefix $(STATION)/,$(STATION_TRAINED)) \
+	  --hold-out $(addprefix $(STATION)/,$(HELD_OUT)) --calibration docs/results/station.json \
+	  --work out/finetune --out out/finetune/station --minutes $(MINUTES) --bf16 \
+	  --json docs/results/finetune.json --picture docs/finetune.png
 	$(PY) tools/readme_figures.py
 
 calibrations: setup ## calibrate simulated stations, whose truth is known: docs/results (12 minutes)

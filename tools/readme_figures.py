@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the figures of README.md and docs/confidence.md from the results in docs/results/.
+"""Write the figures of README.md and of pages in docs from the results in docs/results/.
 
 `make figures` measures everything again and then runs this. What stands between the markers
 ``<!-- figures: NAME -->`` and ``<!-- /figures -->`` is replaced; the rest of the page is kept.
@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 README, CONFIDENCE = ROOT / "README.md", ROOT / "docs" / "confidence.md"
+FINETUNE = ROOT / "docs" / "finetune.md"
 GEOMETRY = {
     "true": "measured depth, calibration, kinematics",
     "robot": "calibration, kinematics, joint states and the robot's URDF",
@@ -45,8 +46,8 @@ def read(name: str) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
     if not path.exists():
         sys.exit(
-            f"error: {path} is missing; `make figures`, `make station` or `make calibrations` "
-            "makes it."
+            f"error: {path} is missing; `make figures`, `make station`, `make finetune` or `make "
+            "calibrations` makes it."
         )
     return json.loads(path.read_text())
 
@@ -401,6 +402,39 @@ def steps() -> list[str]:
     return [*lines, "", f"PSNR that 2 steps lose against 20 (negative: they gain): {losses}."]
 
 
+def finetune() -> list[str]:
+    """The station model on held-out real recordings."""
+    document = read("finetune")
+    kinds = {
+        "station": "station model",
+        "mean_image": "mean image",
+        "nearest_frame": "nearest training frame",
+        "first_frame": "first frame",
+        "flat_colour": "one colour",
+    }
+    hardware, trust = document["provenance"]["hardware"], document["confidence"]
+    width, height = document["size"]
+    lines = [
+        f"`make finetune`, {len(document['trained_on'])} recordings of a real station "
+        f"({document['training_frames']} moments), {document['minutes']:.0f} minutes on "
+        f"{hardware['cores']} cores of {hardware['cpu']}; held-out recordings at {width} x "
+        f"{height} px, PSNR [dB] / SSIM / LPIPS:",
+        "",
+        row("held out", "moments", *kinds.values()),
+        row(*["---"] * (len(kinds) + 2)),
+    ]
+    frames = document["frames"]
+    rows = [(n, frames[n], r) for n, r in document["results"].items()]
+    for name, count, r in [*rows, ("all moments", sum(frames.values()), document["all"])]:
+        lines.append(row(name, count, *(score(r[k]) for k in kinds)))
+    return [
+        *lines,
+        "",
+        f"Confidence: rank correlation with the error {trust['rank_correlation']:.2f}, the stated "
+        f"share of right pixels is off by {trust['gap']:.2f}.",
+    ]
+
+
 PAGES = {
     README: {
         "iid": iid,
@@ -414,6 +448,7 @@ PAGES = {
         "calibrations": calibrations,
     },
     CONFIDENCE: {"domain": domain, "steps": steps},
+    FINETUNE: {"finetune": finetune},
 }
 
 
